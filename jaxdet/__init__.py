@@ -1,0 +1,1 @@
+"""jaxdet: what is in an image, and where, as pure JAX functions."""

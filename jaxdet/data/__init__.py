@@ -1,0 +1,1 @@
+"""Pictures and annotations to padded batches. Host NumPy; never imports jax."""

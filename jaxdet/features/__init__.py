@@ -1,0 +1,1 @@
+"""Networks from images to feature maps, and their norms."""

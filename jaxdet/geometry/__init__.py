@@ -1,0 +1,1 @@
+"""Coordinates only: boxes, anchors, codes, suppression. No images, no parameters."""

@@ -1,0 +1,1 @@
+"""Losses as (sum, count), one item or one image at a time."""

@@ -1,0 +1,1 @@
+"""Features of boxes, and the heads that read them."""

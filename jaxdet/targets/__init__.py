@@ -1,0 +1,1 @@
+"""What a network should predict: matching and sampling."""

@@ -1,0 +1,1 @@
+"""State, step, devices, schedules, loop, checkpoints, logs."""

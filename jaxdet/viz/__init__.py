@@ -1,0 +1,1 @@
+"""Drawn boxes and plots. Host NumPy."""
