@@ -1,0 +1,64 @@
+"""What a data source is made of: annotations in memory, pictures read one at a time.
+
+Shape letters: n objects of a picture, h and w its height and width in pixels.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, UInt8
+
+
+class DataError(ValueError):
+    """A fault in somebody's files; says which file, which field, what was found, what to do."""
+
+
+class Annotation(NamedTuple):
+    """What is known of one picture without opening it."""
+
+    image_id: int  # The data set's own number, as in its results files.
+    name: str  # File or example name, for messages.
+    size: tuple[int, int]  # (height, width), pixels.
+    boxes: Float32[np.ndarray, "n 4"]  # xyxy pixels, half-open, inside the picture.
+    labels: Int32[np.ndarray, " n"]  # 1..k.
+    crowd: Bool[np.ndarray, " n"]  # A region of many objects.
+    difficult: Bool[np.ndarray, " n"]  # One object, counted neither for nor against.
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Annotated pictures with random access: `source[i]` is (pixels, annotation)."""
+
+    name: str
+    """What messages call it: a path and a split."""
+    classes: tuple[str, ...]
+    """Name of label 1, 2, ..."""
+    annotations: tuple[Annotation, ...]
+    """One a picture, those without objects included."""
+    read: Callable[[int], UInt8[np.ndarray, "h w 3"]]
+    """Index to RGB pixels; can be pickled."""
+    category_ids: tuple[int, ...] = ()
+    """The data set's own number of label 1, 2, ...; 1..k if none are given."""
+    notes: tuple[str, ...] = ()
+    """What the reader left out or changed, one sentence each."""
+
+    def __post_init__(self) -> None:
+        ids = self.category_ids or tuple(range(1, len(self.classes) + 1))
+        if len(ids) != len(self.classes):
+            raise ValueError(f"one category id a class: got {ids} for {self.classes}")
+        object.__setattr__(self, "category_ids", ids)
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], Annotation]:
+        pixels, annotation = self.read(index), self.annotations[index]
+        if pixels.shape[:2] != tuple(annotation.size):
+            raise DataError(
+                f"{annotation.name}: the picture is {pixels.shape[0]} x {pixels.shape[1]} "
+                f"(height x width), its annotation says {annotation.size[0]} x "
+                f"{annotation.size[1]}. Correct width and height, or put the right picture there."
+            )
+        return pixels, annotation
