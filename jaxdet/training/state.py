@@ -1,0 +1,102 @@
+"""Everything a training run is: one record, the same on every device and in every checkpoint."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float32, Int32, Key, UInt32
+
+PyTree = Any
+
+
+class TrainState(NamedTuple):
+    """What a step reads and writes."""
+
+    step: Int32[Array, ""]  # Updates made so far.
+    key: UInt32[Array, " _"]  # Key data, never advanced: step keys are folded from it.
+    params: PyTree  # What the loss is differentiated with respect to.
+    opt_state: PyTree
+    batch_stats: PyTree  # Running statistics; {} without batch norm.
+    frozen: PyTree  # Statistics that never change; {} where there are none.
+    ema: dict[str, PyTree]  # Averaged `params` and `batch_stats`; {} where nothing is averaged.
+    best: Float32[Array, ""]  # Highest value of the metric that picks a checkpoint; -inf at first.
+
+
+def init_state(
+    key: Key[Array, ""] | UInt32[Array, " _"],
+    variables: dict[str, PyTree],
+    tx: optax.GradientTransformation,
+    *,
+    ema: bool = False,
+) -> TrainState:
+    """The state before the first step.
+
+    The arrays are copied, so that a step that donates its state takes nothing from the caller.
+
+    Args:
+      key: Where all randomness of the run comes from.
+      variables: "params" and, where the model has them, "batch_stats" and "frozen".
+      tx: The optimizer.
+      ema: Whether to keep a moving average beside the parameters; `train_step` then needs a decay.
+
+    Returns:
+      The state, on one device.
+
+    Raises:
+      ValueError: Where `variables` has no "params", or a collection that training cannot carry.
+    """
+    unknown = set(variables) - {"params", "batch_stats", "frozen"}
+    if "params" not in variables or unknown:
+        raise ValueError(
+            "variables must hold params and may hold batch_stats and frozen. "
+            f"Got {sorted(variables)}"
+        )
+    params = _copy(variables["params"])
+    batch_stats = _copy(variables.get("batch_stats", {}))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jnp.array(_key_data(key)),
+        params=params,
+        opt_state=tx.init(params),
+        batch_stats=batch_stats,
+        frozen=_copy(variables.get("frozen", {})),
+        ema={"params": _copy(params), "batch_stats": _copy(batch_stats)} if ema else {},
+        best=jnp.full((), -jnp.inf, jnp.float32),
+    )
+
+
+def variables(state: TrainState) -> dict[str, PyTree]:
+    """What `model.apply` takes, as of the last update.
+
+    Args:
+      state: Of any step.
+
+    Returns:
+      "params", "batch_stats" and "frozen"; the last two may be empty.
+    """
+    return {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "frozen": state.frozen,
+    }
+
+
+def ema_variables(state: TrainState) -> dict[str, PyTree]:
+    """What `model.apply` takes to predict: the average where there is one.
+
+    Args:
+      state: Of any step.
+
+    Returns:
+      As `variables`, with averaged parameters and statistics where the state keeps them.
+    """
+    return variables(state) | state.ema
+
+
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.array, tree)
+
+
+def _key_data(key: Key[Array, ""] | UInt32[Array, " _"]) -> UInt32[Array, " _"]:
+    return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key

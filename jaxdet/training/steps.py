@@ -1,0 +1,205 @@
+"""One update and one validation step: pure, per device, and the same on one device as on many.
+
+A loss is a dict of (sum, count) pairs. Counts are added up over devices *before* the division:
+
+    total = sum_t weight_t * (sum over devices of sum_t) / max(sum over devices of count_t, 1)
+
+The mean over devices of each device's ratio would depend on how images fall on devices.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, Num, UInt32
+
+from jaxdet.structures import Batch
+from jaxdet.training.state import PyTree, TrainState, variables
+
+Sums = dict[str, tuple[Num[Any, ""], Num[Any, ""]]]  # name -> (sum, count)
+
+
+class Aux(NamedTuple):
+    """What a loss reports beside its terms."""
+
+    metrics: Sums  # Not minimized.
+    batch_stats: PyTree  # After this batch; {} without batch norm.
+
+
+# loss_fn(variables, batch, *, train) -> (terms, Aux)
+LossFn = Callable[..., tuple[Sums, Aux]]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    loss_weights: Mapping[str, float] | None = None,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One update.
+
+    An image's key is folded from the run's key, the step, and the image's place in the global
+    batch, so that it does not depend on the number of devices.
+
+    Args:
+      state: Before the update.
+      batch: This device's images; its `keys` are filled here.
+      loss_fn: `loss_fn(variables, batch, *, train) -> (terms, Aux)`.
+      tx: The optimizer.
+      loss_weights: What each term is multiplied with, by name; 1 where not named.
+      ema_decay: Of the moving average, 0 to 1; above 0 exactly when the state keeps one.
+      axis_name: The mapped axis over sibling devices, if there are any.
+
+    Returns:
+      The state after the update, and means over all devices: "loss", "loss/<term>" before
+      weighting, "grad_norm" before clipping, and the loss function's own metrics.
+    """
+    if bool(state.ema) != (ema_decay > 0):
+        raise ValueError(
+            "ema_decay must be above 0 exactly when the state keeps an average. "
+            f"Got ema_decay={ema_decay}, state.ema={sorted(state.ema)}"
+        )
+    batch = _with_keys(_step_key(state), batch)
+
+    def local_loss(params: PyTree) -> tuple[Float[Array, ""], tuple[Sums, Aux]]:
+        terms, aux = loss_fn(variables(state) | {"params": params}, batch, train=True)
+        counts = jax.lax.stop_gradient({name: count for name, (_, count) in terms.items()})
+        counts = _sum_over(counts, axis_name)
+        shares = {name: _mean(total, counts[name]) for name, (total, _) in terms.items()}
+        return weighted_total(shares, loss_weights), (terms, aux)
+
+    grads, (terms, aux) = jax.grad(local_loss, has_aux=True)(state.params)
+    grads, sums = _sum_over((grads, _named(terms, aux)), axis_name)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # Synchronized norms already agree; this keeps devices from drifting apart by rounding.
+    stats = jax.lax.pmean(aux.batch_stats, axis_name) if axis_name else aux.batch_stats
+    averaged = {"params": params, "batch_stats": stats}
+    state = state._replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        batch_stats=stats,
+        ema=_move_average(state, averaged, ema_decay) if state.ema else {},
+    )
+    metrics = means(sums)
+    term_means = {name: metrics[f"loss/{name}"] for name in terms}
+    metrics["loss"] = weighted_total(term_means, loss_weights)
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    return state, metrics
+
+
+def eval_step(
+    key: Key[Array, ""] | UInt32[Array, " _"],
+    variables: dict[str, PyTree],
+    batch: Batch,
+    *,
+    loss_fn: LossFn,
+    axis_name: str | None = None,
+) -> Sums:
+    """Sums of the loss on one batch, without an update.
+
+    Args:
+      key: The same at every evaluation, so that the same proposals are sampled.
+      variables: What the model is applied with.
+      batch: This device's images; its `keys` are filled here.
+      loss_fn: `loss_fn(variables, batch, *, train) -> (terms, Aux)`.
+      axis_name: The mapped axis over sibling devices, if there are any.
+
+    Returns:
+      (sum, count) over all devices of "loss/<term>" and of the metrics. Add up with `merge`,
+      divide with `means`.
+    """
+    terms, aux = loss_fn(variables, _with_keys(_typed(key), batch), train=False)
+    return _sum_over(_named(terms, aux), axis_name)
+
+
+def merge(left: Sums, right: Sums) -> Sums:
+    """Adds the sums and counts of two sets of batches; a name may be on one side only.
+
+    Args:
+      left: (sum, count) by name; {} to begin with.
+      right: (sum, count) by name.
+
+    Returns:
+      (sum, count) by name over both.
+    """
+    merged = dict(left)
+    for name, (total, count) in right.items():
+        before = merged.get(name, (0, 0))
+        merged[name] = (before[0] + total, before[1] + count)
+    return merged
+
+
+def means(sums: Sums) -> dict[str, Float[Array, ""]]:
+    """Divides: sum / max(count, 1).
+
+    Args:
+      sums: (sum, count) by name.
+
+    Returns:
+      One number by name; 0 where nothing was counted.
+    """
+    return {name: _mean(total, count) for name, (total, count) in sums.items()}
+
+
+def weighted_total(
+    terms: Mapping[str, Float[Array, ""]], loss_weights: Mapping[str, float] | None = None
+) -> Float[Array, ""]:
+    """Sum over terms of weight times mean.
+
+    Args:
+      terms: Means by name, without the "loss/" of the reports.
+      loss_weights: By name; 1 where not named.
+
+    Returns:
+      What is minimized.
+
+    Raises:
+      ValueError: Where a weight names no term.
+    """
+    loss_weights = loss_weights or {}
+    if unknown := set(loss_weights) - set(terms):
+        raise ValueError(f"loss_weights must name terms of {sorted(terms)}. Got {sorted(unknown)}")
+    weighted = [loss_weights.get(name, 1.0) * mean for name, mean in terms.items()]
+    return jnp.asarray(sum(weighted), jnp.float32)
+
+
+def _mean(total: Num[Any, ""], count: Num[Any, ""]) -> Float[Array, ""]:
+    return jnp.asarray(total, jnp.float32) / jnp.maximum(jnp.asarray(count, jnp.float32), 1.0)
+
+
+def _named(terms: Sums, aux: Aux) -> Sums:
+    return {f"loss/{name}": pair for name, pair in terms.items()} | aux.metrics
+
+
+def _sum_over(tree: PyTree, axis_name: str | None) -> PyTree:
+    return jax.lax.psum(tree, axis_name) if axis_name else tree
+
+
+def _typed(key: Key[Array, ""] | UInt32[Array, " _"]) -> Key[Array, ""]:
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key if typed else jax.random.wrap_key_data(key)
+
+
+def _step_key(state: TrainState) -> Key[Array, ""]:
+    return jax.random.fold_in(_typed(state.key), state.step)
+
+
+def _with_keys(key: Key[Array, ""], batch: Batch) -> Batch:
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.positions)
+    return batch._replace(keys=keys)
+
+
+def _move_average(state: TrainState, new: PyTree, decay: float) -> PyTree:
+    """`decay * average + (1 - decay) * new`, with a shorter memory in the first steps."""
+    step = state.step.astype(jnp.float32)
+    # Without it the average stays near its random start for 1 / (1 - decay) steps.
+    decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, x: old + (1.0 - decay_now) * (x - old), state.ema, new)
