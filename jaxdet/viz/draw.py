@@ -62,12 +62,13 @@ def draw_boxes(
         drawn = drawn[np.argsort(scores[drawn], kind="stable")]  # The best ends up on top.
     grey = np.zeros(len(boxes), bool) if ignored is None else ignored
     corners = {i: _corners(boxes[i] * magnify, height, width) for i in drawn}
+    colors = {i: IGNORED if grey[i] else class_color(int(labels[i])) for i in drawn}
     for i in drawn:
-        _outline(canvas, *corners[i], IGNORED if grey[i] else class_color(int(labels[i])), grey[i])
+        _outline(canvas, *corners[i], colors[i], bool(grey[i]))
     for i in drawn:
         name = classes[int(labels[i]) - 1]
         text = name if scores is None else f"{name} {scores[i]:.2f}"
-        _tag(canvas, text, corners[i], IGNORED if grey[i] else class_color(int(labels[i])))
+        _tag(canvas, text, corners[i], colors[i])
     return canvas
 
 
@@ -123,9 +124,10 @@ def class_color(label: int) -> Color:
 
 def _corners(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
     """The first and last pixel of a half-open box, within the picture."""
-    x1, y1, x2, y2 = np.round(np.nan_to_num(box)).astype(int)
-    x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
-    return x1, y1, min(max(x2 - 1, x1), width - 1), min(max(y2 - 1, y1), height - 1)
+    high = (width, height, width, height)
+    x1, y1, x2, y2 = np.clip(np.round(np.nan_to_num(box)), 0, high).astype(int).tolist()
+    x1, y1 = min(x1, width - 1), min(y1, height - 1)
+    return x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)
 
 
 def _outline(

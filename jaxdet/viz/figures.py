@@ -37,7 +37,8 @@ def precision_recall_figure(
     """
     if len(classes) != precision.shape[1]:
         raise ValueError(f"Expected {precision.shape[1]} class names, got {len(classes)}")
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    columns = math.ceil((len(classes) + 1) / LEGEND_ROWS)
+    figure = Figure(figsize=(6.2 + 1.8 * columns, 5), layout="constrained")
     axes = figure.add_subplot()
     recall = np.linspace(0, 1, precision.shape[0])
     found = precision.mean(axis=0)
@@ -49,7 +50,6 @@ def precision_recall_figure(
         mean = np.nanmean(precision, axis=1)
         axes.plot(recall, mean, "k", linewidth=2.5, label=f"mean  {np.nanmean(found):.3f}")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
-    columns = math.ceil((len(classes) + 1) / LEGEND_ROWS)
     figure.legend(loc="outside right upper", title="average precision", ncols=columns, fontsize=8)
     axes.grid(alpha=0.3)
     return _save(path, figure)
@@ -82,9 +82,10 @@ def training_curves(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) 
 def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]], names: list[str], marker: str) -> None:
     """One line a name, from the rows that have it."""
     for i, name in enumerate(names):
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        style = _style(i) | ({"linewidth": 2.5} if name in ("loss", "AP") else {})
-        axes.plot(*zip(*points, strict=True), label=name, marker=marker, **style)
+        logged = [row for row in rows if row.get(name) is not None]
+        steps, values = [row["step"] for row in logged], [row[name] for row in logged]
+        width = 2.5 if name in ("loss", "AP") else 1.5
+        axes.plot(steps, values, label=name, marker=marker, linewidth=width, **_style(i))
     if names:
         axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
