@@ -1,0 +1,204 @@
+"""`shapes`: scenes drawn from a seed, as a TFDS data set that needs neither download nor TensorFlow.
+
+A scene is a pure function of (seed, split, index), and index i of a split is record i of its
+files. Pictures are JPEG, masks PNG of the whole picture, objects are in painting order.
+"""
+
+import dataclasses
+import functools
+import io
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+
+from jaxdet.data import scenes
+from jaxdet.data.records import Annotation, Source
+
+SIZE = 128  # Side of a picture, pixels.
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(eq=False)
+class ShapesConfig(tfds.core.BuilderConfig):
+    """One drawing of the data set; its name is a folder, so another drawing needs another name."""
+
+    seed: int = 0
+    train: int = 4000
+    """Scenes in the split; likewise the next two."""
+    validation: int = 256
+    test: int = 512
+
+
+FULL = ShapesConfig(name="full", description="What results are reported on.")
+TINY = ShapesConfig(
+    name="tiny", description="For tests: seconds.", train=64, validation=16, test=16
+)
+
+
+class Shapes(tfds.core.GeneratorBasedBuilder):
+    """Writes the scenes of a `ShapesConfig` as array_record files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [FULL, TINY]  # noqa: RUF012 -- TFDS's own attribute.
+    # Nothing is downloaded. TFDS looks for checksums with a package it does not depend on.
+    url_infos = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        numbers = functools.partial(tfds.features.Tensor, dtype=np.float32)
+        flags = tfds.features.Tensor(shape=(None,), dtype=np.bool_)
+        features = {
+            "id": tfds.features.Scalar(np.int64),
+            "image": tfds.features.Image(shape=(SIZE, SIZE, 3), encoding_format="jpeg"),
+            "boxes": numbers(shape=(None, 4)),  # xyxy pixels, half-open: not TFDS's yxyx.
+            "labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),  # 1..k.
+            "crowd": flags,
+            "difficult": flags,
+            "keypoints": numbers(shape=(None, 5, 3)),
+            "masks": tfds.features.Sequence(
+                tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png")
+            ),
+            "caption": tfds.features.Text(),
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # Record i is scene i.
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in range(getattr(self.builder_config, split)):
+            scene = draw(split, index, seed=self.builder_config.seed)
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
+            yield (
+                index,
+                {
+                    "id": index,
+                    "image": _encode(".jpg", scene.image[..., ::-1], quality),
+                    "boxes": scene.boxes,
+                    "labels": scene.labels,
+                    "crowd": scene.crowd,
+                    "difficult": scene.difficult,
+                    "keypoints": scene.keypoints,
+                    "masks": [_encode(".png", mask.astype(np.uint8) * 255) for mask in scene.masks],
+                    "caption": scene.caption,
+                },
+            )
+
+
+def draw(split: str, index: int, *, seed: int = FULL.seed) -> scenes.Scene:
+    """The scene of a place in the data set, before its picture is compressed.
+
+    Args:
+      split: One of `SPLITS`.
+      index: 0, 1, ...; may lie beyond the split's end.
+      seed: Of the whole data set.
+
+    Returns:
+      The scene.
+    """
+    return scenes.draw_scene(np.random.default_rng((seed, _index_of(split), index)), size=SIZE)
+
+
+def prepare(data_dir: pathlib.Path, *, config: ShapesConfig = FULL) -> pathlib.Path:
+    """Draws and writes the data set if it is not there; shows progress.
+
+    Files are written to a folder of another name that is renamed at the end, so what was
+    interrupted is never taken for a data set.
+
+    Args:
+      data_dir: Where data sets live; made if it does not exist.
+      config: Which drawing.
+
+    Returns:
+      The folder of the files.
+    """
+    return pathlib.Path(_prepared(data_dir, config).data_dir)
+
+
+def load(split: str, *, data_dir: pathlib.Path, config: ShapesConfig = FULL) -> Source:
+    """Opens a split, after drawing the data set if it is not there.
+
+    Args:
+      split: One of `SPLITS`.
+      data_dir: Where data sets live; made if it does not exist.
+      config: Which drawing.
+
+    Returns:
+      The split, with all annotations in memory and pictures read one at a time.
+    """
+    _index_of(split)
+    builder = _prepared(data_dir, config)
+    annotations = tuple(_annotation(row, split) for row in _rows(builder, split))
+    folder = pathlib.Path(builder.data_dir)
+    return Source(f"{folder}:{split}", scenes.CLASSES, annotations, _Pictures(folder, split))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pictures:
+    """Reads the pictures of a split; opens its files anew where it is unpickled."""
+
+    folder: pathlib.Path
+    split: str
+
+    @functools.cached_property
+    def _files(self) -> Any:
+        return _rows(tfds.builder_from_directory(self.folder), self.split)
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        encoded = np.frombuffer(self._files[index]["image"], np.uint8)
+        return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "split": self.split}
+
+
+def _index_of(split: str) -> int:
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}. Got {split!r}.")
+    return SPLITS.index(split)
+
+
+def _prepared(data_dir: pathlib.Path, config: ShapesConfig) -> Shapes:
+    builder = Shapes(data_dir=str(data_dir), config=config, file_format="array_record")
+    builder.download_and_prepare()
+    return builder
+
+
+def _rows(builder: Any, split: str) -> Any:
+    """Random access to the records, with pictures and masks left as they are in the file."""
+    decoders = {"image": tfds.decode.SkipDecoding(), "masks": _SkipSequence()}
+    return builder.as_data_source(split, decoders=decoders)
+
+
+class _SkipSequence(tfds.decode.SkipDecoding):
+    """SkipDecoding for a Sequence that is read without TensorFlow, which TFDS lacks."""
+
+    def decode_batch_example_np(self, serialized_example: Any) -> Any:
+        return serialized_example
+
+
+def _annotation(row: dict[str, Any], split: str) -> Annotation:
+    return Annotation(
+        image_id=int(row["id"]),
+        name=f"shapes {split} {int(row['id'])}",
+        size=(SIZE, SIZE),
+        boxes=row["boxes"],
+        labels=row["labels"],
+        crowd=row["crowd"],
+        difficult=row["difficult"],
+    )
+
+
+def _encode(extension: str, pixels: np.ndarray, options: Any = ()) -> io.BytesIO:
+    done, encoded = cv2.imencode(extension, pixels, options)
+    if not done:
+        raise ValueError(f"OpenCV could not write {extension} from {pixels.shape}.")
+    return io.BytesIO(encoded.tobytes())
