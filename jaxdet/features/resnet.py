@@ -1,0 +1,184 @@
+"""Residual networks, the backbones of most detectors here.
+
+b h w c  images in a batch, height, width, channels. C2..C5 are the maps after the four stages, at
+strides 4, 8, 16 and 32. Module names are torchvision's: layer1 makes C2.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdet.features.conv import Conv, max_pool
+from jaxdet.features.norm import BatchNorm, valid_mask
+
+Norm = Callable[..., Any]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
+
+    width: int
+    stride: int
+    norm: Norm
+    dtype: Any = jnp.float32
+    expansion = 1
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], mask: Bool[Array, "b h2 w2 1"], *, train: bool
+    ) -> Float[Array, "b h2 w2 c2"]:
+        """Returns the block's output; `mask` is at the output's resolution."""
+        conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
+        y = conv(self.width, 3, self.stride, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, mask, train=train))
+        y = conv(self.width, 3, name="conv2")(y)
+        y = self.norm(name="bn2", scale_init=nn.initializers.zeros)(y, mask, train=train)
+        return nn.relu(y + _shortcut(self, x, y, mask, train=train))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet-50 and deeper).
+
+    Departures:
+      The stride is in the 3x3 convolution (the "1.5" variant of torchvision), not the first 1x1.
+    """
+
+    width: int
+    stride: int
+    norm: Norm
+    dtype: Any = jnp.float32
+    expansion = 4
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], mask: Bool[Array, "b h2 w2 1"], *, train: bool
+    ) -> Float[Array, "b h2 w2 c2"]:
+        """Returns the block's output; `mask` is at the output's resolution."""
+        conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
+        inner = mask if self.stride == 1 else _repeat(mask, x.shape, self.stride)
+        y = conv(self.width, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, inner, train=train))
+        y = conv(self.width, 3, self.stride, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y, mask, train=train))
+        y = conv(self.width * self.expansion, 1, name="conv3")(y)
+        y = self.norm(name="bn3", scale_init=nn.initializers.zeros)(y, mask, train=train)
+        return nn.relu(y + _shortcut(self, x, y, mask, train=train))
+
+
+class _Downsample(nn.Module):
+    """The projection of a shortcut whose shape changes; torchvision calls its layers 0 and 1."""
+
+    features: int
+    stride: int
+    norm: Norm
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array, *, train: bool) -> Array:
+        x = Conv(self.features, 1, self.stride, use_bias=False, dtype=self.dtype, name="0")(x)
+        return self.norm(name="1")(x, mask, train=train)
+
+
+def _shortcut(block: Any, x: Array, y: Array, mask: Array, *, train: bool) -> Array:
+    """The identity, or a projection (option B of the paper) where the shape changes."""
+    if x.shape == y.shape:
+        return x
+    project = _Downsample(
+        y.shape[-1], block.stride, block.norm, block.dtype, name="downsample", parent=block
+    )
+    return project(x, mask, train=train)
+
+
+def _repeat(mask: Array, shape: tuple[int, ...], stride: int) -> Array:
+    """The mask of a map at `stride` times the resolution."""
+    mask = jnp.repeat(jnp.repeat(mask, stride, axis=1), stride, axis=2)
+    return mask[:, : shape[1], : shape[2]]
+
+
+class _Stage(nn.Module):
+    """Blocks at one resolution, named 0, 1, ..."""
+
+    block: type[BasicBlock] | type[Bottleneck]
+    n_blocks: int
+    width: int
+    stride: int
+    norm: Norm
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array, *, train: bool) -> Array:
+        for i in range(self.n_blocks):
+            stride = self.stride if i == 0 else 1
+            block = self.block(self.width, stride, self.norm, self.dtype, name=str(i))
+            x = block(x, mask, train=train)
+        return x
+
+
+class ResNet(nn.Module):
+    """The convolutional part of a residual network, up to the last stage asked for.
+
+    Source:
+      He et al. 2016 (arXiv:1512.03385), table 1.
+
+    Departures:
+      The last norm of each residual branch starts at zero (Goyal et al. 2017, arXiv:1706.02677,
+      section 5.1): deep networks then start as shallow ones.
+    """
+
+    stage_sizes: tuple[int, ...]
+    block: type[BasicBlock] | type[Bottleneck]
+    width: int = 64
+    norm: Norm = BatchNorm
+    n_frozen: int = 0
+    """Stem and stages that are not trained: 1 is the stem alone, 2 the stem and C2, ..."""
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], sizes: Int[Array, "b 2"], *, train: bool
+    ) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """Returns (C2, C3, ...), one map a stage.
+
+        Args:
+          x: Normalized images; padding is zero.
+          sizes: (height, width) of each picture within the canvas.
+          train: Whether norms use (and move) the statistics of the batch.
+        """
+        norm = functools.partial(self.norm, dtype=self.dtype)
+        x = Conv(self.width, 7, 2, use_bias=False, dtype=self.dtype, name="conv1")(x)
+        mask = valid_mask(sizes, (x.shape[1], x.shape[2]), stride=2)
+        x = max_pool(nn.relu(norm(name="bn1")(x, mask, train=train and self.n_frozen < 1)))
+        maps = []
+        for i, n_blocks in enumerate(self.stage_sizes):
+            if self.n_frozen == i + 1:
+                x = jax.lax.stop_gradient(x)
+            stride = 1 if i == 0 else 2
+            shape = (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
+            mask = valid_mask(sizes, shape, stride=4 * 2**i)
+            stage = _Stage(
+                self.block, n_blocks, self.width * 2**i, stride, norm, self.dtype, name=f"layer{i + 1}"
+            )
+            x = stage(x, mask, train=train and self.n_frozen < i + 2)
+            maps.append(x)
+        if self.n_frozen > len(self.stage_sizes):
+            maps = [jax.lax.stop_gradient(m) for m in maps]
+        return tuple(maps)
+
+
+def resnet(depth: int, *, n_stages: int = 4, **fields: Any) -> ResNet:
+    """Returns ResNet-18, -34, -50 or -101 with `n_stages` of its four stages."""
+    table = {
+        18: (BasicBlock, (2, 2, 2, 2)),
+        34: (BasicBlock, (3, 4, 6, 3)),
+        50: (Bottleneck, (3, 4, 6, 3)),
+        101: (Bottleneck, (3, 4, 23, 3)),
+    }
+    if depth not in table:
+        raise ValueError(f"`depth` must be one of {sorted(table)}. Got {depth}.")
+    block, stage_sizes = table[depth]
+    return ResNet(stage_sizes=stage_sizes[:n_stages], block=block, **fields)

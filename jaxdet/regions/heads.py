@@ -1,0 +1,117 @@
+"""Heads that read the features of one box: what is it, and where exactly?
+
+r        boxes of all images.    p q c  rows, columns and channels of pooled features.
+k        classes, background (0) included.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdet.features.fpn import lecun_uniform
+from jaxdet.regions import levels, roi_align
+
+
+class BoxOutputs(NamedTuple):
+    """What the head says of each box."""
+
+    logits: Float[Array, "*b k"]
+    deltas: Float[Array, "*b j 4"]  # j is k, or 1 where the regression is class-agnostic.
+
+
+class TwoMLPHead(nn.Module):
+    """Two fully connected layers.
+
+    Source:
+      FPN (Lin et al. 2017, arXiv:1612.03144v2), section 4.2.
+    """
+
+    features: int = 1024
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "r p q c"]) -> Float[Array, "r d"]:
+        """Returns one vector a box."""
+        x = x.reshape(x.shape[0], -1)
+        for name in ("fc6", "fc7"):
+            dense = nn.Dense(
+                self.features, kernel_init=lecun_uniform, dtype=self.dtype, name=name
+            )
+            x = nn.relu(dense(x))
+        return x
+
+
+class BoxPredictor(nn.Module):
+    """One layer each for classes and boxes."""
+
+    num_classes: int
+    """Of objects; background is one more."""
+    class_agnostic: bool = False
+    """Whether all classes share their four numbers."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "r d"]) -> BoxOutputs:
+        """Returns logits and deltas, in float32."""
+        n_logits = self.num_classes + 1
+        n_boxes = 1 if self.class_agnostic else n_logits
+        normal = nn.initializers.normal
+        logits = nn.Dense(n_logits, kernel_init=normal(0.01), name="cls_score")(x)
+        deltas = nn.Dense(4 * n_boxes, kernel_init=normal(0.001), name="bbox_pred")(x)
+        deltas = deltas.reshape(-1, n_boxes, 4).astype(jnp.float32)
+        return BoxOutputs(logits.astype(jnp.float32), deltas)
+
+
+class RoIHeads(nn.Module):
+    """Pools each box from the level of its size and asks the head.
+
+    Source:
+      Fast R-CNN (Girshick 2015, arXiv:1504.08083v2), section 2; on pyramids FPN, section 4.2.
+    """
+
+    box_head: nn.Module
+    box_predictor: nn.Module
+    n_levels: int = 4
+    """Levels of the pyramid that are read, from the finest on."""
+    canonical_size: float = 224.0
+    """A box of this side is read from `canonical_level`, pixels."""
+    canonical_level: int = 4
+    """log2 of a stride."""
+    output_size: int = 7
+    sampling_ratio: int = 2
+    aligned: bool = False
+
+    def __call__(
+        self,
+        pyramid: tuple[Float[Array, "b _ _ c"], ...],
+        boxes: Float[Array, "b n 4"],
+        canvas: tuple[int, int],
+    ) -> BoxOutputs:
+        """Returns logits [b, n, k] and deltas [b, n, j, 4] of boxes in canvas pixels."""
+        pyramid = pyramid[: self.n_levels]
+        scales = tuple(x.shape[1] / canvas[0] for x in pyramid)
+
+        def pool(maps: tuple[Array, ...], boxes: Array) -> Array:
+            assigned = levels.assign_levels(
+                boxes,
+                n_levels=len(maps),
+                canonical_size=self.canonical_size,
+                canonical_level=self.canonical_level,
+                min_level=(canvas[0] // maps[0].shape[0]).bit_length() - 1,
+            )
+            return roi_align.pyramid_roi_align(
+                maps,
+                boxes,
+                assigned,
+                spatial_scales=scales,
+                output_size=self.output_size,
+                sampling_ratio=self.sampling_ratio,
+                aligned=self.aligned,
+            )
+
+        pooled = jax.vmap(pool)(pyramid, boxes)
+        batch, n = boxes.shape[:2]
+        flat = self.box_predictor(self.box_head(pooled.reshape(batch * n, *pooled.shape[2:])))
+        return BoxOutputs(*(x.reshape(batch, n, *x.shape[1:]) for x in flat))

@@ -1,0 +1,446 @@
+"""Faster R-CNN: a network that proposes boxes, and one that classifies and corrects them.
+
+b h w  images in a batch, height and width of the canvas.    n  objects or boxes of an image.
+k      classes, background (0) included.
+
+    images -> features -> pyramid -> propose -> boxes -> classify -> Detections
+
+Source:
+  Ren et al. 2015 (arXiv:1506.01497v3); with feature pyramids Lin et al. 2017 (arXiv:1612.03144v2).
+  Defaults are torchvision's `fasterrcnn_resnet50_fpn`.
+
+Departures:
+  Joint training is exact in the sampled boxes but not through them (section 3.2's "approximate
+  joint training"), unless `stop_proposal_gradient` is off. Crowds and difficult objects are
+  neither objects nor background: boxes inside them are left out of the losses.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxdet.features import fpn, norm, resnet
+from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import coders, nms
+from jaxdet.losses import boxes as box_losses
+from jaxdet.losses import classification
+from jaxdet.proposals import rpn
+from jaxdet.regions import heads
+from jaxdet.structures import Batch, Detections, Images, Instances, Proposals
+from jaxdet.targets import matching, sampling
+from jaxdet.training.steps import Aux
+
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+class LossOptions(NamedTuple):
+    """What a training step samples."""
+
+    anchors: rpn.RPNTargets = rpn.RPNTargets()
+    proposals: rpn.ProposalOptions = rpn.ProposalOptions(pre_nms=2000, post_nms=2000)
+    positive_iou: float = 0.5  # From here on a proposal is of the object's class, below background.
+    sample_size: int = 512  # Proposals of an image in the loss.
+    positive_fraction: float = 0.25
+    beta: float = 1 / 9  # Of the smooth L1 loss.
+    stop_proposal_gradient: bool = True
+
+
+class FasterRCNN(nn.Module):
+    """The parameters and the three stages; `loss` and `detect` put them together."""
+
+    backbone: nn.Module
+    rpn: rpn.RPN
+    roi_heads: heads.RoIHeads
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
+
+    def __call__(self, images: Images) -> heads.BoxOutputs:
+        """Runs every stage once, for `init`: the picture itself is the only box."""
+        pyramid = self.features(images, train=False)
+        self.objectness(pyramid, images)
+        sizes = images.sizes.astype(jnp.float32)[:, None]
+        return self.classify(
+            pyramid, jnp.concatenate([jnp.zeros_like(sizes), sizes[..., ::-1]], axis=-1), images
+        )
+
+    def features(self, images: Images, *, train: bool) -> tuple[Array, ...]:
+        """Returns the pyramid of normalized images; what lies outside of a picture is zero."""
+        mean, std = (jnp.asarray(v).reshape(1, 1, 1, 3) for v in (self.pixel_mean, self.pixel_std))
+        pixels = (images.pixels.astype(jnp.float32) - mean) / std
+        inside = norm.valid_mask(images.sizes, _canvas(images), stride=1)
+        return self.backbone(jnp.where(inside, pixels, 0), images.sizes, train=train)
+
+    def objectness(self, pyramid: tuple[Array, ...], images: Images) -> rpn.RPNOutputs:
+        """Returns what the region proposal network says of every anchor."""
+        return self.rpn(pyramid, _canvas(images))
+
+    def classify(
+        self, pyramid: tuple[Array, ...], boxes: Float[Array, "b n 4"], images: Images
+    ) -> heads.BoxOutputs:
+        """Returns what the head says of boxes in canvas pixels."""
+        return self.roi_heads(pyramid, boxes, _canvas(images))
+
+
+def build(
+    num_classes: int,
+    *,
+    depth: int = 50,
+    width: int = 64,
+    norm_layer: Literal["batch", "frozen", "group"] = "frozen",
+    n_frozen: int = 2,
+    pyramid: bool = True,
+    first_stage: int = 0,
+    n_stages: int = 4,
+    pyramid_features: int = 256,
+    anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,)),
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    canonical_size: float = 224.0,
+    head_features: int = 1024,
+    class_agnostic: bool = False,
+    aligned: bool = False,
+    axis_name: str | None = None,
+    dtype: Any = jnp.float32,
+) -> FasterRCNN:
+    """Returns a Faster R-CNN on a residual network, from numbers that JSON can hold.
+
+    Args:
+      num_classes: Of objects; background is one more.
+      depth: 18, 34, 50 or 101.
+      width: Channels of the first stage.
+      norm_layer: "batch" (synchronized over devices), "frozen" or "group".
+      n_frozen: Stem and stages that are not trained; 0 trains all, 2 freezes stem and C2.
+      pyramid: Whether a feature pyramid is read, or the last stage alone.
+      first_stage: Stages left out of the pyramid; 0 starts it at C2, stride 4.
+      n_stages: Stages of the backbone, 1 to 4.
+      pyramid_features: Channels of the pyramid.
+      anchor_sizes: For each level, pixels. One level more than stages adds P6.
+      aspect_ratios: height / width.
+      canonical_size: Side of the boxes that P4 is for, pixels.
+      head_features: Width of the two fully connected layers.
+      class_agnostic: Whether all classes share their box regression.
+      aligned: Whether RoIAlign shifts by half a cell (torchvision's first models do not).
+      axis_name: The mapped axis over which batch statistics are synchronized.
+      dtype: Of the layers; boxes and losses are float32 always.
+    """
+    norms = {
+        "batch": functools.partial(norm.BatchNorm, axis_name=axis_name),
+        "frozen": norm.FrozenBatchNorm,
+        "group": norm.GroupNorm,
+    }
+    if norm_layer not in norms:
+        raise ValueError(f"`norm_layer` must be one of {sorted(norms)}. Got {norm_layer!r}.")
+    n_levels = n_stages - first_stage if pyramid else 1
+    if len(anchor_sizes) - n_levels not in ((0, 1) if pyramid else (0,)):
+        raise ValueError(
+            f"`anchor_sizes` must have one entry for each of {n_levels} levels"
+            f"{' or one more' if pyramid else ''}. Got {len(anchor_sizes)}."
+        )
+    body = resnet.resnet(
+        depth, n_stages=n_stages, width=width, norm=norms[norm_layer], n_frozen=n_frozen, dtype=dtype
+    )
+    if pyramid:
+        top = fpn.FPN(pyramid_features, extra_level=len(anchor_sizes) > n_levels, dtype=dtype)
+        backbone = fpn.PyramidBackbone(body=body, fpn=top, first_stage=first_stage)
+    else:
+        backbone = fpn.SingleLevelBackbone(body=body)
+    return FasterRCNN(
+        backbone=backbone,
+        rpn=rpn.RPN(anchor_sizes, aspect_ratios, dtype=dtype),
+        roi_heads=heads.RoIHeads(
+            box_head=heads.TwoMLPHead(head_features, dtype=dtype),
+            box_predictor=heads.BoxPredictor(num_classes, class_agnostic),
+            n_levels=n_levels,
+            canonical_size=canonical_size,
+            aligned=aligned,
+        ),
+    )
+
+
+def loss(
+    model: FasterRCNN,
+    variables: Any,
+    batch: Batch,
+    *,
+    train: bool,
+    options: LossOptions = LossOptions(),  # noqa: B008 - a record that cannot change.
+) -> tuple[dict[str, rpn.Term], Aux]:
+    """Returns the four losses of a batch.
+
+    Args:
+      model: The architecture.
+      variables: Its parameters and statistics.
+      batch: With keys, one an image.
+      train: Whether norms use (and move) the statistics of the batch.
+      options: What is sampled.
+
+    Returns:
+      (sum, count) of `rpn_objectness`, `rpn_box`, `roi_class` and `roi_box`, and `Aux`, whose
+      metrics are the share of objects with a proposal of IoU >= 0.5 (`proposal_recall`) and of
+      sampled objects that get their class (`roi_accuracy`).
+    """
+
+    def run(bound: FasterRCNN) -> tuple[dict[str, rpn.Term], dict[str, rpn.Term]]:
+        return _loss(bound, batch, train=train, options=options)
+
+    (terms, metrics), updates = nn.apply(run, model, mutable=["batch_stats"] if train else [])(
+        variables
+    )
+    stats = updates.get("batch_stats", variables.get("batch_stats", {}))
+    return terms, Aux(metrics, stats)
+
+
+def _loss(
+    model: FasterRCNN, batch: Batch, *, train: bool, options: LossOptions
+) -> tuple[dict[str, rpn.Term], dict[str, rpn.Term]]:
+    images, truth = batch.images, batch.instances
+    if batch.keys is None:
+        raise ValueError("`batch.keys` is None: training samples boxes, so each image needs a key.")
+    regions = truth.valid & (truth.crowd | truth.difficult)
+    objects = truth.valid & ~regions
+    keys = jax.vmap(jax.random.split)(batch.keys)
+
+    pyramid = model.features(images, train=train)
+    outputs = model.objectness(pyramid, images)
+    rpn_terms = jax.vmap(
+        functools.partial(rpn.rpn_loss, options=options.anchors), in_axes=(0, 0, 0, None, 0, 0, 0)
+    )(keys[:, 0], outputs.logits, outputs.deltas, outputs.anchors, truth.boxes, objects, regions)
+
+    proposals = rpn.propose_batch(outputs, images.sizes, options=options.proposals)
+    if options.stop_proposal_gradient:
+        proposals = jax.lax.stop_gradient(proposals)
+    sample = jax.vmap(functools.partial(sample_rois, options=options))(
+        keys[:, 1], proposals.boxes, proposals.valid, truth, objects, regions
+    )
+    head = model.classify(pyramid, sample.boxes, images)
+    roi_terms = jax.vmap(functools.partial(box_head_loss, beta=options.beta))(head, sample)
+
+    hits = (jnp.argmax(head.logits, axis=-1) == sample.labels) & sample.positive
+    metrics = {
+        "proposal_recall": jax.vmap(_recall)(proposals.boxes, truth.boxes, objects),
+        "roi_accuracy": (hits.astype(jnp.float32), sample.positive.astype(jnp.float32)),
+    }
+    # Sums over images; the step divides once all devices have added theirs.
+    return jax.tree.map(jnp.sum, (rpn_terms | roi_terms, metrics))
+
+
+class RoISample(NamedTuple):
+    """The boxes of one image that its loss looks at."""
+
+    boxes: Float[Array, "*b n 4"]
+    labels: Int[Array, "*b n"]  # 0 for background.
+    target_deltas: Float[Array, "*b n 4"]
+    positive: Bool[Array, "*b n"]
+    valid: Bool[Array, "*b n"]
+
+
+def sample_rois(
+    key: PRNGKeyArray,
+    boxes: Float[Array, "m 4"],
+    valid: Bool[Array, " m"],
+    truth: Instances,
+    objects: Bool[Array, " n"],
+    regions: Bool[Array, " n"],
+    *,
+    options: LossOptions,
+) -> RoISample:
+    """Chooses proposals of one image and what the head should say of them.
+
+    The objects themselves join the proposals, so that the head sees positives from the start.
+
+    Args:
+      key: Chooses the sample.
+      boxes: Proposals, xyxy pixels.
+      valid: Which of them there are.
+      truth: Of this image.
+      objects: Rows of the truth to be found.
+      regions: Rows of the truth in which proposals are no mistakes.
+      options: Thresholds and sizes.
+
+    Source:
+      Fast R-CNN (Girshick 2015, arXiv:1504.08083v2), section 2.3.
+
+    Departures:
+      Background is all below 0.5, not from 0.1 on, as in torchvision.
+    """
+    boxes = jnp.concatenate([boxes, truth.boxes])
+    valid = jnp.concatenate([valid, objects])
+    matches = matching.match(
+        box_ops.pairwise_iou(truth.boxes, boxes),
+        objects,
+        positive_iou=options.positive_iou,
+        negative_iou=options.positive_iou,
+        keep_best=False,
+    )
+    matches = matching.ignore_regions(matches, boxes, truth.boxes, regions)
+    sample = sampling.sample_balanced(
+        key,
+        matches.positive & valid,
+        matches.negative & valid,
+        size=options.sample_size,
+        positive_fraction=options.positive_fraction,
+    )
+    rois, matched = boxes[sample.index], matches.index[sample.index]
+    return RoISample(
+        boxes=jnp.where(sample.valid[:, None], rois, 0),
+        labels=jnp.where(sample.positive, truth.labels[matched], 0),
+        target_deltas=coders.encode_boxes(truth.boxes[matched], rois, weights=BOX_WEIGHTS),
+        positive=sample.positive,
+        valid=sample.valid,
+    )
+
+
+def box_head_loss(
+    head: heads.BoxOutputs, sample: RoISample, *, beta: float = 1 / 9
+) -> dict[str, rpn.Term]:
+    """Returns one image's losses as (sum, count), the count that of sampled boxes.
+
+    Args:
+      head: What the head says of the sample.
+      sample: The boxes and what it should say.
+      beta: Of the smooth L1 loss.
+
+    Source:
+      Fast R-CNN (Girshick 2015, arXiv:1504.08083v2), section 2.3, eq. 1.
+    """
+    entropy = classification.softmax_cross_entropy(head.logits, sample.labels)
+    of_class = jnp.minimum(sample.labels, head.deltas.shape[-2] - 1)
+    deltas = jnp.take_along_axis(head.deltas, of_class[:, None, None], axis=1)[:, 0]
+    distance = box_losses.smooth_l1(deltas, sample.target_deltas, beta=beta)
+    entropy_sum, count = classification.weighted_sum(entropy, sample.valid)
+    distance_sum, _ = classification.weighted_sum(distance, sample.positive)
+    return {"roi_class": (entropy_sum, count), "roi_box": (distance_sum, count)}
+
+
+def _recall(
+    proposals: Float[Array, "m 4"], boxes: Float[Array, "n 4"], objects: Bool[Array, " n"]
+) -> rpn.Term:
+    found = jnp.max(box_ops.pairwise_iou(boxes, proposals), axis=1) >= 0.5
+    return jnp.sum(found & objects, dtype=jnp.float32), jnp.sum(objects, dtype=jnp.float32)
+
+
+def features(model: FasterRCNN, variables: Any, images: Images) -> tuple[Array, ...]:
+    """Returns the feature pyramid, finest level first."""
+    pyramid: Any = model.apply(variables, images, train=False, method=FasterRCNN.features)
+    return pyramid
+
+
+def propose(
+    model: FasterRCNN,
+    variables: Any,
+    pyramid: tuple[Array, ...],
+    images: Images,
+    *,
+    options: rpn.ProposalOptions = rpn.ProposalOptions(),  # noqa: B008
+) -> Proposals:
+    """Returns class-agnostic boxes in pixels of the canvas, best first."""
+    outputs: Any = model.apply(variables, pyramid, images, method=FasterRCNN.objectness)
+    return rpn.propose_batch(outputs, images.sizes, options=options)
+
+
+def classify(
+    model: FasterRCNN,
+    variables: Any,
+    pyramid: tuple[Array, ...],
+    images: Images,
+    boxes: Float[Array, "b n 4"],
+) -> tuple[Float[Array, "b n k"], Float[Array, "b n k 4"]]:
+    """Returns the probability of each class, background first, and where each would have the box.
+
+    Boxes are cut at the picture's border; a class-agnostic head gives all classes the same.
+    """
+    head: Any = model.apply(variables, pyramid, boxes, images, method=FasterRCNN.classify)
+    shape = (*head.logits.shape, 4)
+    moved = coders.decode_boxes(
+        jnp.broadcast_to(head.deltas, shape),
+        jnp.broadcast_to(boxes[:, :, None], shape),
+        weights=BOX_WEIGHTS,
+    )
+    return jax.nn.softmax(head.logits), jax.vmap(box_ops.clip)(moved, images.sizes)
+
+
+def detect(
+    model: FasterRCNN,
+    variables: Any,
+    images: Images,
+    *,
+    score_threshold: float = 0.05,
+    iou_threshold: float = 0.5,
+    max_detections: int = 100,
+    max_candidates: int = 2000,
+    proposals: rpn.ProposalOptions = rpn.ProposalOptions(),  # noqa: B008
+) -> Detections:
+    """Finds the objects in images.
+
+    Args:
+      model: The architecture.
+      variables: Its parameters and statistics.
+      images: Pictures on a canvas.
+      score_threshold: Less likely boxes are left out, 0 to 1.
+      iou_threshold: Boxes of one class that overlap a better one by more are left out.
+      max_detections: Of an image.
+      max_candidates: Of an image: the most likely pairs of box and class that go on to
+        suppression. torchvision takes all above the threshold.
+      proposals: How many boxes the head looks at.
+
+    Returns:
+      Boxes in pixels of the canvas, best first.
+
+    Source:
+      Fast R-CNN (Girshick 2015, arXiv:1504.08083v2), section 3.1.
+    """
+    pyramid = features(model, variables, images)
+    found = propose(model, variables, pyramid, images, options=proposals)
+    scores, boxes = classify(model, variables, pyramid, images, found.boxes)
+    scores = jnp.where(found.valid[..., None], scores, 0)
+    select = functools.partial(
+        select_detections,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+        max_candidates=max_candidates,
+    )
+    return jax.vmap(select)(scores, boxes)
+
+
+def select_detections(
+    scores: Float[Array, "n k"],
+    boxes: Float[Array, "n k 4"],
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+    max_candidates: int,
+) -> Detections:
+    """Keeps the best boxes of each class of one image; arguments as in `detect`."""
+    n_classes = scores.shape[1] - 1
+    flat_scores, flat_boxes = scores[:, 1:].reshape(-1), boxes[:, 1:].reshape(-1, 4)
+    # torchvision drops boxes with a side under 1e-2 px.
+    large = jnp.all(flat_boxes[:, 2:] - flat_boxes[:, :2] >= 1e-2, axis=1)
+    eligible = jnp.where(large & (flat_scores > score_threshold), flat_scores, -1.0)
+    top, rows = jax.lax.top_k(eligible, min(max_candidates, len(eligible)))
+    candidates, classes = flat_boxes[rows], rows % n_classes + 1
+    kept = nms.batched_nms(
+        candidates,
+        top,
+        classes,
+        top >= 0,
+        iou_threshold=iou_threshold,
+        max_outputs=max_detections,
+    )
+    keep = kept.valid
+    return Detections(
+        boxes=jnp.where(keep[:, None], candidates[kept.indices], 0),
+        scores=jnp.where(keep, top[kept.indices], 0),
+        labels=jnp.where(keep, classes[kept.indices], 0).astype(jnp.int32),
+        valid=keep,
+    )
+
+
+def _canvas(images: Images) -> tuple[int, int]:
+    return images.pixels.shape[1], images.pixels.shape[2]
