@@ -275,4 +275,5 @@ def _in_view(
         labels=annotation.labels[kept],
         crowd=annotation.crowd[kept],
         difficult=(annotation.difficult | cut)[kept],
+        areas=None,
     )

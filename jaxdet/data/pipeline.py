@@ -165,7 +165,7 @@ def group_by_canvas(source: Source, canvases: Sequence[Size]) -> dict[Size, list
     """Indices of the images of each canvas, in order; canvases without images are left out."""
     if not canvases:
         raise ValueError("at least one canvas is needed: got none")
-    groups: dict[Size, list[int]] = {tuple(canvas): [] for canvas in canvases}
+    groups: dict[Size, list[int]] = {(height, width): [] for height, width in canvases}
     for index, annotation in enumerate(source.annotations):
         groups[choose_canvas(annotation.size, canvases)].append(index)
     return {canvas: indices for canvas, indices in groups.items() if indices}
@@ -178,7 +178,8 @@ def choose_canvas(size: Size, canvases: Sequence[Size]) -> Size:
         height, width = augmentations.resized_size(size, canvas)
         return height * width / (canvas[0] * canvas[1])
 
-    return tuple(max(canvases, key=filled))
+    height, width = max(canvases, key=filled)
+    return height, width
 
 
 class _Cached:

@@ -4,7 +4,7 @@ Shape letters: n objects of a picture, h and w its height and width in pixels.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ class Annotation(NamedTuple):
     labels: Int32[np.ndarray, " n"]  # 1..k.
     crowd: Bool[np.ndarray, " n"]  # A region of many objects.
     difficult: Bool[np.ndarray, " n"]  # One object, counted neither for nor against.
+    areas: Float32[np.ndarray, " n"] | None = None  # Of the masks, px^2, where known.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +63,31 @@ class Source:
                 f"{annotation.size[1]}. Correct width and height, or put the right picture there."
             )
         return pixels, annotation
+
+
+def inside(
+    boxes: Float32[np.ndarray, "n 4"], size: tuple[int, int]
+) -> tuple[Float32[np.ndarray, "n 4"], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Clips boxes to their picture.
+
+    Args:
+      boxes: xyxy pixels.
+      size: (height, width) of the picture.
+
+    Returns:
+      The clipped boxes; which of them have an area; which of those were moved by more than a pixel.
+    """
+    clipped = np.clip(boxes, 0, np.array([size[1], size[0]] * 2, np.float32)[None])
+    solid = np.all((clipped[:, 2:] > clipped[:, :2]) & (boxes[:, 2:] > boxes[:, :2]), axis=1)
+    return clipped, solid, solid & np.any(np.abs(clipped - boxes) > 1, axis=1)
+
+
+def tidy_notes(empty: Sequence[str], n_clipped: int) -> tuple[str, ...]:
+    """Says what `inside` changed: names of pictures with boxes without area, count of clipped."""
+    notes = []
+    if empty:
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        notes.append(f"{len(empty)} boxes without area were left out ({shown}).")
+    if n_clipped:
+        notes.append(f"{n_clipped} boxes reached beyond their picture and were clipped.")
+    return tuple(notes)
