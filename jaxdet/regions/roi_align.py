@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 # Boxes whose gradients are computed together: enough to keep the cores busy, few enough to stay in
 # their caches. All at once costs gigabytes.
-CHUNK = 8
+CHUNK = 4
 
 
 def roi_align(

@@ -1,12 +1,16 @@
 """RoI max pooling: features of fixed size for boxes, by the maximum of each bin's cells.
 
-Shape letters: n boxes, h w c the feature map, p q output rows and columns.
+Shape letters: n boxes, h w c the feature map, p q output rows and columns. A bin's cells along an
+axis are first, first + 1, ..., stop - 1; it is empty if stop <= first.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
+
+# Corners beyond this many cells are cut, so that integer products stay within 32 bits.
+FAR = 1 << 20
 
 
 def roi_pool(
@@ -18,22 +22,25 @@ def roi_pool(
 ) -> Float[Array, "n p q c"]:
     """Returns the maximum of each bin of a grid over each box, corners rounded to cells.
 
+    Work grows with the boxes' areas on the map.
+
     Args:
       features: One image's feature map.
       boxes: xyxy, in pixels of the image.
-      output_size: Bins, one number or (rows, columns).
+      output_size: Bins, one number or (rows, columns), at least 1.
       spatial_scale: Cells of the map for each pixel of the image, 1 / stride.
 
     Returns:
-      Features; 0 in bins outside the map. The gradient goes to the maximum, in equal parts where
-      several cells share it. None goes to the boxes.
+      Features; 0 in bins without cells on the map. The gradient goes to the maximum, where it is
+      shared to the first in reading order; none goes to the boxes. Reverse mode only.
 
     Source:
       Fast R-CNN (Girshick 2015, arXiv:1504.08083v2), section 2.1.
 
     Departures:
-      Rounding (half away from zero, both corner cells included, bins overlap) is that of the
-      published code and torchvision, which give a shared maximum's gradient to its first cell.
+      Rounding is that of the published code and torchvision: half away from zero, both corner
+      cells included, bins overlap. Bins are cut in whole numbers here, in float32 there, where a
+      few sides (57 cells in 7 bins) make a bin one cell too long.
     """
     size = (output_size, output_size) if isinstance(output_size, int) else output_size
     if min(size) < 1:
@@ -41,30 +48,76 @@ def roi_pool(
     if spatial_scale <= 0:
         raise ValueError(f"spatial_scale must be positive. Got {spatial_scale}")
     corners = lax.round(boxes * spatial_scale, lax.RoundingMethod.AWAY_FROM_ZERO)
-    in_row = _bins(corners[:, 1], corners[:, 3], size[0], features.shape[0])
-    in_column = _bins(corners[:, 0], corners[:, 2], size[1], features.shape[1])
-    # One box at a time: all boxes' copies of the map would take gigabytes.
-    return lax.map(lambda bins: _pool(features, *bins), (in_row, in_column))
+    corners = jnp.clip(corners, -FAR, FAR).astype(jnp.int32)
+    rows = _bins(corners[:, 1], corners[:, 3], size[0], features.shape[0])
+    columns = _bins(corners[:, 0], corners[:, 2], size[1], features.shape[1])
+    return _maxima(features, rows, columns)
 
 
 def _bins(
-    low: Float[Array, " n"], high: Float[Array, " n"], n_bins: int, limit: int
-) -> Bool[Array, "n p h"]:
-    """Returns which cells of an axis each bin holds."""
-    bin_side = (jnp.maximum(high - low + 1, 1) / n_bins)[:, None]
-    bins = jnp.arange(n_bins, dtype=low.dtype)[None]
-    start = jnp.floor(bins * bin_side) + low[:, None]
-    stop = jnp.ceil((bins + 1) * bin_side) + low[:, None]
-    cells = jnp.arange(limit, dtype=low.dtype)[None, None]
-    return (cells >= start[..., None]) & (cells < stop[..., None])
+    low: Int[Array, " n"], high: Int[Array, " n"], n_bins: int, limit: int
+) -> Int[Array, "n p 2"]:
+    """Returns first and stop of each bin's cells on one axis."""
+    side = jnp.maximum(high - low + 1, 1)[:, None]
+    bins = jnp.arange(n_bins)[None]
+    first = bins * side // n_bins
+    stop = -(-(bins + 1) * side // n_bins)  # Rounded up.
+    return jnp.clip(jnp.stack([first, stop], axis=-1) + low[:, None, None], 0, limit)
 
 
-@jax.checkpoint
+@jax.custom_vjp
+def _maxima(
+    features: Float[Array, "h w c"], rows: Int[Array, "n p 2"], columns: Int[Array, "n q 2"]
+) -> Float[Array, "n p q c"]:
+    return _forward(features, rows, columns)[0]
+
+
+@jax.jit
+def _forward(features, rows, columns):
+    """Returns the maxima and, for the way back, the cells they come from."""
+    height, width, n_channels = features.shape
+    cells = features.reshape(height * width, n_channels)
+    # One box at a time, so that each takes as many steps as its own bins have cells.
+    maxima, sources = lax.map(lambda bins: _pool(cells, width, *bins), (rows, columns))
+    return maxima, (features, sources)
+
+
 def _pool(
-    features: Float[Array, "h w c"], in_row: Bool[Array, "p h"], in_column: Bool[Array, "q w"]
-) -> Float[Array, "p q c"]:
-    """Returns one box's maxima: over rows first, then over columns."""
-    rows = jnp.max(jnp.where(in_row[:, :, None, None], features[None], -jnp.inf), axis=1)
-    bins = jnp.max(jnp.where(in_column[None, :, :, None], rows[:, None], -jnp.inf), axis=2)
-    filled = in_row.any(1)[:, None, None] & in_column.any(1)[None, :, None]
-    return jnp.where(filled, bins, 0)
+    cells: Float[Array, "r c"], width: int, rows: Int[Array, "p 2"], columns: Int[Array, "q 2"]
+) -> tuple[Float[Array, "p q c"], Int[Array, "p q c"]]:
+    """Returns one box's maxima and their rows in `cells` (past the end where there is none)."""
+    n_rows, n_columns = (jnp.max(bins[:, 1] - bins[:, 0]) for bins in (rows, columns))
+
+    def visit(step, best):
+        # Bins with fewer cells see their last one again, which changes no maximum.
+        y = jnp.clip(rows[:, 0] + step // n_columns, 0, jnp.maximum(rows[:, 1] - 1, 0))
+        x = jnp.clip(columns[:, 0] + step % n_columns, 0, jnp.maximum(columns[:, 1] - 1, 0))
+        source = (y[:, None] * width + x[None, :])[..., None]
+        value = cells[source[..., 0]]
+        better = value > best[0]
+        return jnp.where(better, value, best[0]), jnp.where(better, source, best[1])
+
+    shape = (rows.shape[0], columns.shape[0], cells.shape[1])
+    start = (jnp.full(shape, -jnp.inf, cells.dtype), jnp.full(shape, cells.shape[0], jnp.int32))
+    n_steps = jnp.maximum(n_rows, 0) * jnp.maximum(n_columns, 0)
+    maxima, sources = lax.fori_loop(0, n_steps, visit, start)
+    filled = (rows[:, 0] < rows[:, 1])[:, None, None] & (columns[:, 0] < columns[:, 1])[None, :, None]
+    return jnp.where(filled, maxima, 0), jnp.where(filled, sources, cells.shape[0])
+
+
+@jax.jit
+def _backward(residuals, cotangent):
+    features, sources = residuals
+    height, width, n_channels = features.shape
+    channels = jnp.arange(n_channels)[None, None]
+
+    def add(total, box):
+        cotangent, sources = box
+        return total.at[sources, channels].add(cotangent, mode="drop"), None
+
+    total = jnp.zeros((height * width, n_channels), jnp.float32)
+    total, _ = lax.scan(add, total, (cotangent.astype(jnp.float32), sources))
+    return total.reshape(features.shape).astype(features.dtype), None, None
+
+
+_maxima.defvjp(_forward, _backward)
