@@ -30,7 +30,7 @@ _PALETTE = {
 _TEXTURES = ("plain", "striped", "dotted", "checked", "speckled", "shaded")
 # Turns that carry a class onto itself. Turning by less than one such step looks the same as any
 # turn, and leaves no doubt which keypoint is which.
-_SYMMETRY = dict(zip(CLASSES, (4, 4, 3, 5, 4, 4, 1, 1), strict=True))
+_SYMMETRY: dict[str, int] = dict(zip(CLASSES, (4, 4, 3, 5, 4, 4, 1, 1), strict=True))
 _CONTRAST = 105.0  # Least RGB distance of an object's colours from the background's.
 _OVERSAMPLE = 4
 _TRIES = 12
@@ -131,7 +131,7 @@ def _place(
     """A new thing where it hides no other too much; None if there is no room."""
     look = _look(rng, avoid, size)
     label = int(rng.integers(1, len(CLASSES) + 1))
-    least = rng.uniform(0.15, 0.35) if rng.random() < 0.35 else 0.5
+    least = rng.uniform(0.15, 0.35) if rng.random() < 0.5 else 0.5
     for _ in range(_TRIES):
         draw = _group if crowd else _single
         contours, keypoints = draw(rng, CLASSES[label - 1], size)
@@ -364,5 +364,5 @@ def _name(thing: _Thing) -> str:
     texture = "" if thing.look.texture == "plain" else f"{thing.look.texture} "
     words = f"{thing.look.colour} {texture}{CLASSES[thing.label - 1]}"
     if thing.crowd:
-        return f"a group of {words.removesuffix('s')}" + ("es" if words.endswith("s") else "s")
+        return f"a group of {words}" + ("es" if words.endswith("s") else "s")
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

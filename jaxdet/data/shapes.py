@@ -1,4 +1,4 @@
-"""`shapes`: scenes drawn from a seed, as a TFDS data set that needs neither download nor TensorFlow.
+"""`shapes`: scenes drawn from a seed, as a TFDS data set without download or TensorFlow.
 
 A scene is a pure function of (seed, split, index), and index i of a split is record i of its
 files. Pictures are JPEG, masks PNG of the whole picture, objects are in painting order.
@@ -17,10 +17,17 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from jaxdet.data import scenes
-from jaxdet.data.records import Annotation, Source
+from jaxdet.data.records import Annotation, DataError, Source
 
 SIZE = 128  # Side of a picture, pixels.
 SPLITS = ("train", "validation", "test")
+
+
+# Full colour resolution: halved, fine textures would smear over the outlines.
+_JPEG = (
+    *(cv2.IMWRITE_JPEG_QUALITY, 92),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,6 +65,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             "labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),  # 1..k.
             "crowd": flags,
             "difficult": flags,
+            "areas": numbers(shape=(None,)),  # Of the masks, pixels.
             "keypoints": numbers(shape=(None, 5, 3)),
             "masks": tfds.features.Sequence(
                 tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png")
@@ -74,18 +82,19 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index in range(getattr(self.builder_config, split)):
-            scene = draw(split, index, seed=self.builder_config.seed)
-            quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
+        config: Any = self.builder_config
+        for index in range(getattr(config, split)):
+            scene = draw(split, index, seed=config.seed)
             yield (
                 index,
                 {
                     "id": index,
-                    "image": _encode(".jpg", scene.image[..., ::-1], quality),
+                    "image": _encode(".jpg", scene.image[..., ::-1], _JPEG),
                     "boxes": scene.boxes,
                     "labels": scene.labels,
                     "crowd": scene.crowd,
                     "difficult": scene.difficult,
+                    "areas": scene.masks.sum((1, 2), dtype=np.float32),
                     "keypoints": scene.keypoints,
                     "masks": [_encode(".png", mask.astype(np.uint8) * 255) for mask in scene.masks],
                     "caption": scene.caption,
@@ -154,7 +163,10 @@ class _Pictures:
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         encoded = np.frombuffer(self._files[index]["image"], np.uint8)
-        return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
+        pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+        if pixels is None:
+            raise DataError(f"{self.folder}: record {index} of {self.split} holds no picture.")
+        return np.asarray(pixels)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split}
@@ -194,6 +206,7 @@ def _annotation(row: dict[str, Any], split: str) -> Annotation:
         labels=row["labels"],
         crowd=row["crowd"],
         difficult=row["difficult"],
+        areas=row["areas"],
     )
 
 
