@@ -16,11 +16,12 @@ from jaxdet.training.state import PyTree, TrainState
 
 AXIS = "devices"  # What steps and synchronized norms sum over.
 
+Devices = Sequence[Any]  # Of jax.Device, which type checkers take for a variable.
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
 
 def parallel_train_step(
-    step_fn: StepFn, *, axis_name: str = AXIS, devices: Sequence[jax.Device] | None = None
+    step_fn: StepFn, *, axis_name: str = AXIS, devices: Devices | None = None
 ) -> StepFn:
     """Compiles a step with `jax.pmap`, over all local devices unless told otherwise.
 
@@ -48,7 +49,7 @@ def parallel_train_step(
 
 
 def sharded_train_step(
-    step_fn: StepFn, *, axis_name: str = AXIS, devices: Sequence[jax.Device] | None = None
+    step_fn: StepFn, *, axis_name: str = AXIS, devices: Devices | None = None
 ) -> StepFn:
     """Compiles a step with `jax.shard_map`; parameters come out as with `parallel_train_step`.
 
@@ -82,7 +83,7 @@ def parallel_eval_step(
     step_fn: Callable[..., PyTree],
     *,
     axis_name: str = AXIS,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Devices | None = None,
 ) -> Callable[..., PyTree]:
     """Compiles a validation step with `jax.pmap`.
 
@@ -111,7 +112,7 @@ def parallel_map(
     fn: Callable[..., PyTree],
     *,
     axis_name: str = AXIS,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Devices | None = None,
 ) -> Callable[..., PyTree]:
     """Compiles a function of each image, such as `detect`, with `jax.pmap`.
 
@@ -133,9 +134,7 @@ def parallel_map(
     return run
 
 
-def replicate(
-    tree: PyTree, *, axis_name: str = AXIS, devices: Sequence[jax.Device] | None = None
-) -> PyTree:
+def replicate(tree: PyTree, *, axis_name: str = AXIS, devices: Devices | None = None) -> PyTree:
     """Puts a copy of every array on every device, without a leading axis.
 
     Args:
@@ -187,9 +186,9 @@ def _check_divides(tree: PyTree, n_devices: int) -> None:
         )
 
 
-def _devices(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
+def _devices(devices: Devices | None) -> list[Any]:
     return list(jax.local_devices() if devices is None else devices)
 
 
-def _mesh(devices: list[jax.Device], axis_name: str) -> Mesh:
+def _mesh(devices: list[Any], axis_name: str) -> Mesh:
     return Mesh(np.array(devices), (axis_name,), axis_types=(AxisType.Auto,))

@@ -1,0 +1,232 @@
+"""Checkpoints of a run, and what to read back from them.
+
+    <directory>/last/<step>/{variables,training,metadata}   where to go on from
+    <directory>/best/<step>/{variables,training,metadata}   what to predict with
+
+Two managers, since one that ranks by a metric deletes a newer, worse checkpoint, and a run could
+not go on from where it was. A save is written beside its place and moved there when it is whole.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxdet.training import state as states
+from jaxdet.training.state import PyTree, TrainState
+
+_PREDICTS = ("params", "batch_stats", "frozen", "ema")
+
+
+class Checkpoints:
+    """The two series of checkpoints of one run."""
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        keep: int = 2,
+    ):
+        """Opens the directory, or makes it.
+
+        Args:
+          directory: Of this run's checkpoints, such as `runs/x/checkpoints`.
+          metadata: Config, class names, description of the model: whatever JSON can hold; it is
+            written into every checkpoint. Paths become strings.
+          keep: How many checkpoints stay in each series, above 1: the best so far must be found
+            also after going back to the one before last.
+        """
+        if keep < 2:
+            raise ValueError(f"keep must be above 1. Got {keep}")
+        self.directory = pathlib.Path(directory).absolute()
+        self._metadata = json.loads(json.dumps(dict(metadata or {}), default=str))
+        self._last = _manager(self.directory / "last", keep=keep)
+        self._best = _manager(self.directory / "best", keep=keep)
+
+    def last_step(self) -> int | None:
+        """The step to go on from; None before the first save."""
+        return self._last.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint; None before the first."""
+        return self._best.latest_step()
+
+    def save_last(self, state: TrainState, *, notes: Mapping[str, Any] | None = None) -> None:
+        """Saves where the run is, in place of an earlier save of this step; waits for the disk.
+
+        Args:
+          state: Arrays of the host, or the same on all devices.
+          notes: Added to the metadata of this checkpoint.
+        """
+        self._save(self._last, state, notes)
+
+    def save_best(self, state: TrainState, *, notes: Mapping[str, Any] | None = None) -> None:
+        """Saves the best so far, in place of an earlier save of this step; waits for the disk.
+
+        Args:
+          state: Arrays of the host, or the same on all devices.
+          notes: Added to the metadata of this checkpoint, such as the metrics.
+        """
+        self._save(self._best, state, notes)
+
+    def last_metadata(self) -> dict[str, Any]:
+        """Metadata and notes of the checkpoint to go on from; reads no arrays."""
+        return read_metadata(self.directory / "last")
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The state of the last checkpoint.
+
+        Args:
+          like: A state of the same shapes and types; its values are not read.
+
+        Returns:
+          Arrays of the host.
+
+        Raises:
+          ValueError: Where the checkpoint has other arrays; it names them.
+        """
+        step = self.last_step()
+        if step is None:
+            raise ValueError(f"There is no checkpoint to restore. Got {self.directory}")
+        items = _read(self._last, step, ("variables", "training"))
+        found = _flatten(items["variables"]) | items["training"]
+        return _fill(like, found, where=self.directory / "last" / str(step))
+
+    def discard_best_after(self, step: int) -> None:
+        """Drops best checkpoints of a future that is about to be computed again."""
+        for later in [s for s in self._best.all_steps() if s > step]:
+            self._best.delete(later)
+
+    def close(self) -> None:
+        """Waits for the last save, lets go of the directory."""
+        self._last.close()
+        self._best.close()
+
+    def _save(
+        self, manager: ocp.CheckpointManager, state: TrainState, notes: Mapping[str, Any] | None
+    ) -> None:
+        fields = jax.tree.map(np.asarray, jax.device_get(state._asdict()))
+        step = int(fields["step"])
+        variables = {name: fields.pop(name) for name in _PREDICTS}
+        metadata = self._metadata | {"step": step} | dict(notes or {})
+        args = ocp.args.Composite(
+            variables=ocp.args.StandardSave(variables),
+            training=ocp.args.StandardSave(_flatten(fields)),
+            metadata=ocp.args.JsonSave(json.loads(json.dumps(metadata, default=str))),
+        )
+        if step in manager.all_steps():
+            manager.delete(step)
+        manager.save(step, args=args)
+        manager.wait_until_finished()
+
+
+def load_variables(path: str | pathlib.Path) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    """Reads what predicting needs, without the optimizer or the code that trained.
+
+    Args:
+      path: A run (`runs/x`: its best checkpoint, or the last if none is best), its
+        `checkpoints`, a series (`runs/x/checkpoints/last`: its newest), or one step's directory.
+
+    Returns:
+      Variables for `model.apply`, averaged ones where the run kept an average, and the metadata.
+
+    Raises:
+      ValueError: Where there is no checkpoint.
+    """
+    manager, step = _locate(path)
+    items = _read(manager, step, ("variables", "metadata"))
+    manager.close()
+    fields = items["variables"]
+    averages = fields.pop("ema")
+    return fields | averages, items["metadata"]
+
+
+def read_metadata(path: str | pathlib.Path) -> dict[str, Any]:
+    """Reads config, class names and step of a checkpoint, and no arrays.
+
+    Args:
+      path: As in `load_variables`.
+
+    Returns:
+      What `Checkpoints` was given, "step", and the notes of that save.
+
+    Raises:
+      ValueError: Where there is no checkpoint.
+    """
+    manager, step = _locate(path)
+    items = _read(manager, step, ("metadata",))
+    manager.close()
+    return items["metadata"]
+
+
+def _manager(
+    directory: pathlib.Path, *, keep: int | None = None, read_only: bool = False
+) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,  # What a killed save left behind.
+        enable_async_checkpointing=False,
+        save_root_metadata=False,
+    )
+    return ocp.CheckpointManager(directory, options=options)
+
+
+def _locate(path: str | pathlib.Path) -> tuple[ocp.CheckpointManager, int]:
+    path = pathlib.Path(path).absolute()
+    if path.name.isdigit() and path.is_dir():
+        return _manager(path.parent, read_only=True), int(path.name)
+    roots = (path / "checkpoints", path)
+    series = [root / name for root in roots for name in ("best", "last")]
+    for directory in [*series, path]:
+        if directory.is_dir() and any(child.name.isdigit() for child in directory.iterdir()):
+            manager = _manager(directory, read_only=True)
+            step = manager.latest_step()
+            if step is not None:
+                return manager, step
+            manager.close()
+    raise ValueError(f"No checkpoint found. Got {path}")
+
+
+def _read(manager: ocp.CheckpointManager, step: int, names: tuple[str, ...]) -> dict[str, Any]:
+    args = {
+        name: ocp.args.JsonRestore() if name == "metadata" else ocp.args.StandardRestore()
+        for name in names
+    }
+    restored = manager.restore(step, args=ocp.args.Composite(**args))
+    return {name: restored[name] for name in names}
+
+
+def _flatten(tree: PyTree) -> dict[str, Any]:
+    """Arrays by path: optimizer states are tuples of classes that a reader need not have."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _fill(like: TrainState, found: dict[str, Any], *, where: pathlib.Path) -> TrainState:
+    """`like` with the arrays found, or an error that says what does not fit."""
+    wanted = _flatten(like._asdict())
+    misfits = [
+        f"{name}: the checkpoint has {_describe(found.get(name))}, "
+        f"the run needs {_describe(wanted.get(name))}"
+        for name in sorted(wanted.keys() | found.keys())
+        if _describe(found.get(name)) != _describe(wanted.get(name))
+    ]
+    if misfits:
+        shown = "\n  ".join(misfits[:20])
+        raise ValueError(f"{where} does not fit in {len(misfits)} arrays:\n  {shown}")
+    fields = like._asdict()
+    filled = jax.tree_util.tree_map_with_path(
+        lambda path, _: found[jax.tree_util.keystr(path, simple=True, separator="/")], fields
+    )
+    return states.TrainState(**filled)
+
+
+def _describe(array: Any) -> str:
+    return "nothing" if array is None else f"{np.dtype(array.dtype).name}{list(array.shape)}"

@@ -1,0 +1,147 @@
+"""What a run writes down: rows of numbers, pictures, and its results."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorboardX
+from jaxtyping import UInt8
+
+ROWS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Numbers and pictures by step: `metrics.jsonl` and files that TensorBoard reads."""
+
+    def __init__(self, directory: str | pathlib.Path):
+        """Goes on with what is in the directory, or begins.
+
+        Args:
+          directory: Of this run; rows lie in it, TensorBoard's files in `tensorboard/`.
+        """
+        self.directory = pathlib.Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._rows = (self.directory / ROWS).open("a", encoding="utf-8")
+        self._board = self._open_board(None)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds one row, on disk when this returns.
+
+        Args:
+          step: Updates made so far.
+          values: Numbers by name; "a/b" groups in TensorBoard.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        self._rows.write(json.dumps({"step": step} | numbers) + "\n")
+        self._rows.flush()
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Adds one picture for TensorBoard.
+
+        Args:
+          step: Updates made so far.
+          name: What it shows.
+          pixels: RGB, 0 to 255.
+        """
+        self._board.add_image(name, pixels, step, dataformats="HWC")
+
+    def truncate(self, step: int) -> None:
+        """Forgets rows beyond a step, and a last row that was cut while being written.
+
+        Args:
+          step: Of the checkpoint the run goes on from.
+        """
+        kept = [row for row in read_rows(self.directory) if row["step"] <= step]
+        self._rows.close()
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_atomically(self.directory / ROWS, text)
+        self._rows = (self.directory / ROWS).open("a", encoding="utf-8")
+        self._board.close()
+        self._board = self._open_board(step + 1)
+
+    def close(self) -> None:
+        """Writes what is pending."""
+        self._rows.close()
+        self._board.close()
+
+    def _open_board(self, purge_step: int | None) -> tensorboardX.SummaryWriter:
+        return tensorboardX.SummaryWriter(
+            str(self.directory / "tensorboard"), purge_step=purge_step
+        )
+
+
+def read_rows(directory: str | pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the rows of a run.
+
+    Args:
+      directory: Of the run.
+
+    Returns:
+      One dict a row with "step" and the numbers; a last row that was cut is left out.
+
+    Raises:
+      ValueError: Where a row other than the last cannot be read.
+    """
+    lines = (pathlib.Path(directory) / ROWS).read_text(encoding="utf-8").split("\n")
+    rows = []
+    for i, line in enumerate(lines[:-1]):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Row {i + 1} of {directory} is not JSON. Got {line!r}") from error
+    return rows  # What follows the last line break was cut while being written.
+
+
+def write_results(
+    path: str | pathlib.Path, metrics: Mapping[str, Any], *, seconds: float, seed: int
+) -> None:
+    """Writes what came out of a run, and what it takes to run it again.
+
+    Args:
+      path: Of the file, such as `runs/x/results.json`.
+      metrics: Final numbers by name.
+      seconds: How long the run took.
+      seed: Of the run.
+    """
+    names = ("jaxdet", "jax", "jaxlib", "flax", "optax", "numpy")
+    results = {
+        "metrics": {name: float(value) for name, value in metrics.items()},
+        "seconds": seconds,
+        "seed": seed,
+        "command": sys.argv,
+        "versions": {name: _version(name) for name in names}
+        | {"python": platform.python_version()},
+    }
+    write_atomically(path, json.dumps(results, indent=2) + "\n")
+
+
+def write_atomically(path: str | pathlib.Path, text: str) -> None:
+    """Writes a file that is either the old one or the new one, never a part.
+
+    Args:
+      path: Of the file; its directory is made.
+      text: All of it.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # Run from a checkout that is not installed.

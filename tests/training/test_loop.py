@@ -1,0 +1,255 @@
+"""A run that is stopped anywhere and started again is the run that was not."""
+
+import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_regression as toy
+
+from jaxdet.training import checkpoints, logging, loop, parallel
+
+STEPS = 9
+COMPILED = {}
+
+
+class Killed(Exception):
+    pass
+
+
+def compiled_step():
+    """One compilation for all tests of this file."""
+    if not COMPILED:
+        COMPILED["step"] = parallel.parallel_train_step(toy.step("devices"))
+    return COMPILED["step"]
+
+
+def score(state):
+    """Rises and falls, so that the best is not the last."""
+    step = int(state.step)
+    return {"score": float(np.sin(step)), "norm": jnp.abs(state.params["Dense_0"]["bias"]).sum()}
+
+
+def train(directory, *, steps=STEPS, step=None, evaluate=score, batches=toy.batches, **options):
+    saved = checkpoints.Checkpoints(directory / "checkpoints", metadata={"classes": ["cat"]})
+    log = logging.MetricsLog(directory)
+    options = {"evaluate_every": 4, "checkpoint_every": 2, "log_every": 1} | options
+    try:
+        return loop.run(
+            parallel.replicate(toy.init()),
+            step=step or compiled_step(),
+            batches=batches,
+            steps=steps,
+            checkpoints=saved,
+            log=log,
+            evaluate=evaluate,
+            best_metric="score",
+            progress=False,
+            **options,
+        )
+    finally:
+        saved.close()
+        log.close()
+
+
+def killed_after(n):
+    """A step that raises instead of the n-th update of this process."""
+    left = itertools.count(n, -1)
+
+    def step(state, batch):
+        if next(left) == 0:
+            raise Killed
+        return compiled_step()(state, batch)
+
+    return step
+
+
+def signalled_after(n, signum=signal.SIGTERM, *, step=None):
+    """A step during which the process is asked to stop."""
+    left = itertools.count(n, -1)
+
+    def stopping_step(state, batch):
+        if next(left) == 1:
+            os.kill(os.getpid(), signum)
+        return (step or compiled_step())(state, batch)
+
+    return stopping_step
+
+
+def numbers(directory):
+    """Rows without the clock's."""
+    clock = ("seconds_per_step", "images_per_second", "data_wait", "seconds_to_first_step")
+    rows = logging.read_rows(directory)
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nobody stops: its directory and its bits."""
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, toy.to_bytes(train(directory))
+
+
+def test_whole_run(whole):
+    directory, _ = whole
+    rows = logging.read_rows(directory)
+    assert [r["step"] for r in rows if "loss" in r] == list(range(1, STEPS + 1))
+    assert [r["step"] for r in rows if "eval/score" in r] == [4, 8, 9]
+    assert rows[0]["seconds_to_first_step"] > 0
+    assert all(0 <= r["data_wait"] <= 1 for r in rows if "loss" in r)
+    assert sorted(p.name for p in (directory / "checkpoints/last").iterdir()) == ["8", "9"]
+    metadata = checkpoints.read_metadata(directory)
+    assert metadata["step"] == 8  # sin(8) is the largest of 4, 8 and 9.
+    assert metadata["metrics"]["score"] == pytest.approx(np.sin(8))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 7])
+def test_killed_and_resumed_is_the_same_run(whole, tmp_path, stop):
+    with pytest.raises(Killed):
+        train(tmp_path, step=killed_after(stop))
+    assert toy.to_bytes(train(tmp_path)) == whole[1]
+    assert numbers(tmp_path) == numbers(whole[0])
+    assert checkpoints.read_metadata(tmp_path)["step"] == 8
+
+
+def test_killed_between_best_and_last(whole, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise Killed
+
+    # Step 8: evaluated, logged, saved as best, but not as the place to go on from.
+    monkeypatch.setattr(checkpoints.Checkpoints, "save_last", killed)
+    with pytest.raises(Killed):
+        train(tmp_path, checkpoint_every=8)
+    monkeypatch.undo()
+    assert toy.to_bytes(train(tmp_path)) == whole[1]
+    assert numbers(tmp_path) == numbers(whole[0])
+
+
+@pytest.mark.parametrize("stop", [3, 8])  # Step 8 is to be evaluated, 3 is nothing.
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_and_resumed_is_the_same_run(whole, tmp_path, stop, signum):
+    handler = signal.getsignal(signum)
+    with pytest.raises(loop.Interrupted, match=f"after step {stop}") as stopped:
+        train(tmp_path, step=signalled_after(stop, signum))
+    assert stopped.value.exit_code == 128 + signum
+    assert signal.getsignal(signum) is handler
+    assert checkpoints.read_metadata(tmp_path / "checkpoints/last")["step"] == stop
+    assert toy.to_bytes(train(tmp_path)) == whole[1]
+    assert numbers(tmp_path) == numbers(whole[0])
+
+
+def test_finished_run_does_nothing_more(whole, tmp_path):
+    train(tmp_path, steps=3)
+    before = numbers(tmp_path)
+
+    def never(state, batch):
+        raise Killed
+
+    train(tmp_path, steps=3, step=never, evaluate=never)
+    assert numbers(tmp_path) == before
+
+
+PROGRAM = """
+import pathlib, sys, time
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+sys.path.insert(0, sys.argv[2])
+import test_loop
+def slow(start):
+    for batch in test_loop.toy.batches(start):
+        print(start, flush=True)
+        start += 1
+        yield batch
+test_loop.train(pathlib.Path(sys.argv[1]), batches=slow, checkpoint_every=1)
+"""
+
+
+def test_kill_9_leaves_a_checkpoint_to_go_on_from(whole, tmp_path):
+    command = [sys.executable, "-c", PROGRAM, tmp_path, pathlib.Path(__file__).parent]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if int(line) == 5:
+            break
+    process.kill()
+    process.wait()
+    assert toy.to_bytes(train(tmp_path)) == whole[1]
+    assert numbers(tmp_path) == numbers(whole[0])
+
+
+def nan_at(n, name="loss"):
+    def step(state, batch):
+        state, metrics = compiled_step()(state, batch)
+        return state, metrics | {name: jnp.nan} if int(state.step) == n else metrics
+
+    return step
+
+
+@pytest.mark.parametrize("name", ["loss", "loss/few", "grad_norm"])
+@pytest.mark.parametrize("stop", [4, 5])
+def test_divergence_is_never_saved(tmp_path, stop, name):
+    wanted = rf"after step {stop}: .*{name} = nan.*last/{2 if stop == 4 else 4}\."
+    with pytest.raises(loop.TrainingDiverged, match=wanted):
+        train(tmp_path, step=nan_at(stop, name))
+    assert [row["step"] for row in numbers(tmp_path) if "loss" in row] == list(range(1, stop))
+
+
+def test_parameters_out_of_range_are_never_saved(tmp_path):
+    def step(state, batch):
+        state, metrics = compiled_step()(state, batch)
+        return state._replace(params=jax.tree.map(lambda x: x * jnp.inf, state.params)), metrics
+
+    with pytest.raises(loop.TrainingDiverged, match="after step 2.*there is none"):
+        train(tmp_path, step=step)
+
+
+def test_numbers_are_read_one_step_late():
+    """Looking at step i before step i + 1 is dispatched would leave the device idle."""
+    events = []
+
+    class Number:
+        def __init__(self, step):
+            self.step = step
+
+        def __float__(self):
+            events.append(f"read {self.step}")
+            return 0.0
+
+    def step(state, batch):
+        state = state._replace(step=state.step + 1)
+        events.append(f"start {int(state.step)}")
+        return state, {"loss": Number(int(state.step))}
+
+    loop.run(
+        toy.init(), step=step, batches=toy.batches, steps=3, checkpoint_every=9, progress=False
+    )
+    assert events == ["start 1", "start 2", "read 1", "start 3", "read 2", "read 3"]
+
+
+def test_one_compilation_for_a_run_and_its_resume(tmp_path):
+    @chex.assert_max_traces(n=1)
+    def traced(state, batch):
+        return toy.step("devices")(state, batch)
+
+    step = parallel.parallel_train_step(traced)
+    with pytest.raises(loop.Interrupted):
+        train(tmp_path, step=signalled_after(3, step=step))
+    train(tmp_path, step=step)
+
+
+def test_misuse(tmp_path):
+    with pytest.raises(ValueError, match=r"above 0. Got 4, 0, 1"):
+        train(tmp_path, checkpoint_every=0)
+    with pytest.raises(ValueError, match="must not end"):
+        train(tmp_path, batches=lambda start: itertools.islice(toy.batches(start), 3))
+    with pytest.raises(ValueError, match=r"best_metric must be one of .'ap'.*'score'"):
+        train(tmp_path, evaluate=lambda state: {"ap": 1.0})
+    train(tmp_path, steps=4)
+    with pytest.raises(ValueError, match=r"checkpoint's 4. Got 2"):
+        train(tmp_path, steps=2)
