@@ -27,7 +27,8 @@ def smooth_l1(
     """
     if beta < 0:
         raise ValueError(f"beta must not be negative. Got {beta}")
-    error = jnp.abs(pred.astype(jnp.float32) - target.astype(jnp.float32))
+    error = pred.astype(jnp.float32) - target.astype(jnp.float32)
+    error *= jnp.sign(error)  # The gradient of jnp.abs is 1 at 0.
     if beta == 0:
         return jnp.sum(error, axis=-1)
     small = jnp.minimum(error, beta)

@@ -1,0 +1,150 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import nms
+
+N, K = 60, 40
+
+
+def clustered(rng, n=N):
+    """Boxes of a detector: many around few objects; scores with ties."""
+    center, side = rng.uniform(0, 100, (6, 2)), rng.uniform(20, 60, (6, 2))
+    which = rng.integers(0, 6, n)
+    low = center[which] + rng.normal(0, 6, (n, 2))
+    boxes = np.hstack([low, low + side[which] * rng.uniform(0.7, 1.4, (n, 2))])
+    scores = rng.integers(0, 30, n) / 30
+    return jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)
+
+
+def greedy(boxes, scores, groups, valid, threshold, k):
+    """Oracle: the published loop over one box at a time."""
+    iou = np.array(box_ops.pairwise_iou(boxes, boxes))
+    kept = []
+    for i in sorted(np.flatnonzero(valid), key=lambda i: -float(scores[i])):
+        if all(groups[i] != groups[j] or iou[j, i] <= np.float32(threshold) for j in kept):
+            kept.append(int(i))
+    return kept[:k]
+
+
+def rows(kept):
+    """The kept rows; checks what padding looks like."""
+    valid, indices = np.array(kept.valid), np.array(kept.indices)
+    assert not valid[np.cumsum(~valid) > 0].any()
+    np.testing.assert_array_equal(indices[~valid], 0)
+    return indices[valid].tolist()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+def test_matches_greedy_loop(rng, threshold):
+    run = jax.jit(functools.partial(nms.nms, iou_threshold=threshold, max_outputs=K))
+    lengths = []
+    for _ in range(10):
+        boxes, scores = clustered(rng)
+        valid = jnp.asarray(rng.uniform(size=N) < 0.9)
+        want = greedy(boxes, scores, np.zeros(N), valid, threshold, K)
+        assert rows(run(boxes, scores, valid)) == want
+        lengths.append(len(want))
+    assert min(lengths) >= 3
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_groups_match_greedy_loop(compiled, rng, threshold):
+    run = functools.partial(nms.batched_nms, iou_threshold=threshold, max_outputs=K)
+    boxes, scores = clustered(rng)
+    groups = jnp.asarray(rng.choice([-7, 0, 90], N))
+    valid = jnp.asarray(rng.uniform(size=N) < 0.9)
+    want = greedy(boxes, scores, groups, valid, threshold, K)
+    assert rows(compiled(run)(boxes, scores, groups, valid)) == want
+
+
+def test_groups_are_exact_far_from_the_origin():
+    # IoU 9 / 11 and 4 / 6 at 16 million px, where float32 counts whole pixels.
+    far = 2.0**24 - 64
+    boxes = far + jnp.array([[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 5, 5], [0, 1, 5, 6]])
+    got = nms.batched_nms(
+        boxes,
+        jnp.array([0.9, 0.8, 0.7, 0.6]),
+        jnp.array([0, 0, 1000, 1000]),
+        jnp.ones(4, bool),
+        iou_threshold=0.7,
+        max_outputs=4,
+    )
+    assert rows(got) == [0, 2, 3]
+
+
+def test_iou_at_the_threshold_stays(compiled):
+    # IoU with the first: 5 / 10, then a little more.
+    boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 5.001]])
+    scores = jnp.array([0.9, 0.8, 0.95])
+    run = compiled(functools.partial(nms.nms, iou_threshold=0.5, max_outputs=3))
+    assert rows(run(boxes[:2], scores[:2], jnp.ones(2, bool))) == [0, 1]
+    assert rows(run(boxes[::2], scores[::2], jnp.ones(2, bool))) == [1]
+
+
+def test_suppressed_boxes_do_not_suppress():
+    # 0 removes 1; 2 overlaps 1 alone, and stays.
+    boxes = jnp.array([[0.0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]])
+    got = nms.nms(
+        boxes, jnp.array([0.9, 0.8, 0.7]), jnp.ones(3, bool), iou_threshold=0.3, max_outputs=3
+    )
+    assert rows(got) == [0, 2]
+
+
+def test_equal_scores_rank_by_index():
+    boxes = jnp.array([[0.0, 0, 1, 1], [5, 5, 6, 6], [0, 0, 1, 1], [7, 7, 8, 8]])
+    got = nms.nms(boxes, jnp.zeros(4), jnp.ones(4, bool), iou_threshold=0.5, max_outputs=3)
+    assert rows(got) == [0, 1, 3]
+
+
+def test_rows_that_are_not_valid_do_nothing(rng):
+    boxes, scores = clustered(rng, 20)
+    run = functools.partial(nms.nms, iou_threshold=0.5, max_outputs=K)
+    want = rows(run(boxes, scores, jnp.ones(20, bool)))
+    junk = jnp.asarray(np.full((5, 4), np.nan), jnp.float32).at[0].set(boxes[want[0]])
+    padded = run(
+        jnp.concatenate([boxes, junk]),
+        jnp.concatenate([scores, jnp.array([9.0, np.inf, np.nan, 9, 9])]),
+        jnp.arange(25) < 20,
+    )
+    assert rows(padded) == want
+
+
+def test_degenerate_boxes_stay():
+    boxes = jnp.array([[3.0, 3, 3, 3], [3, 3, 3, 3], [0, 0, 9, 9], [9, 9, 0, 0]])
+    got = nms.nms(boxes, jnp.arange(4.0), jnp.ones(4, bool), iou_threshold=0.5, max_outputs=5)
+    assert rows(got) == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_nothing_valid(compiled, n):
+    run = compiled(functools.partial(nms.nms, iou_threshold=0.5, max_outputs=2))
+    assert rows(run(jnp.ones((n, 4)), jnp.ones(n), jnp.zeros(n, bool))) == []
+
+
+def test_vmap_is_one_image_at_a_time(rng):
+    boxes, scores = map(jnp.stack, zip(*[clustered(rng) for _ in range(4)], strict=True))
+    valid = jnp.asarray(rng.uniform(size=(4, N)) < [[1.0], [0.5], [0.05], [0.0]])
+    run = functools.partial(nms.nms, iou_threshold=0.5, max_outputs=K)
+    batch = jax.jit(jax.vmap(run))(boxes, scores, valid)
+    single = jax.jit(run)
+    for i in range(4):
+        assert rows(jax.tree.map(lambda x, i=i: x[i], batch)) == rows(
+            single(boxes[i], scores[i], valid[i])
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iou_threshold": 1.5, "max_outputs": 1}, "iou_threshold must be .* Got 1.5"),
+        ({"iou_threshold": 0.5, "max_outputs": 0}, "max_outputs must be positive. Got 0"),
+    ],
+)
+def test_rejects(options, message):
+    with pytest.raises(ValueError, match=message):
+        nms.nms(jnp.zeros((2, 4)), jnp.zeros(2), jnp.ones(2, bool), **options)
