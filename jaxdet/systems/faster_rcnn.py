@@ -15,6 +15,7 @@ Departures:
   neither objects nor background: boxes inside them are left out of the losses.
 """
 
+import dataclasses
 import functools
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +50,16 @@ class LossOptions(NamedTuple):
     positive_fraction: float = 0.25
     beta: float = 1 / 9  # Of the smooth L1 loss.
     stop_proposal_gradient: bool = True
+
+
+class DetectOptions(NamedTuple):
+    """Which boxes become detections."""
+
+    score_threshold: float = 0.05  # Less likely boxes are left out, 0 to 1.
+    iou_threshold: float = 0.5  # Boxes of one class overlapping a better one by more are left out.
+    max_detections: int = 100  # Of an image.
+    max_candidates: int = 2000  # Of an image: the likeliest pairs of box and class that compete.
+    proposals: rpn.ProposalOptions = rpn.ProposalOptions()  # Boxes that the head looks at.
 
 
 class FasterRCNN(nn.Module):
@@ -87,79 +98,105 @@ class FasterRCNN(nn.Module):
         return self.roi_heads(pyramid, boxes, _canvas(images))
 
 
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A Faster R-CNN on a residual network, in numbers that JSON can hold.
+
+    The defaults are torchvision's `fasterrcnn_resnet50_fpn`.
+    """
+
+    depth: Literal[18, 34, 50, 101] = 50
+    """Layers of the residual network."""
+    width: int = 64
+    """Channels of its first stage."""
+    norm: Literal["batch", "frozen", "group"] = "frozen"
+    """Batch norm synchronized over devices, batch norm as it was loaded, or group norm."""
+    n_frozen: int = 2
+    """Stem and stages that are not trained: 0 trains all, 2 freezes the stem and C2."""
+    n_stages: int = 4
+    """Stages of the backbone, 1 to 4; the last has stride 2^(n_stages + 1)."""
+    pyramid: bool = True
+    """Whether a feature pyramid is read, or the last stage alone."""
+    first_stage: int = 0
+    """Stages left out of the pyramid; 0 starts it at C2, stride 4."""
+    pyramid_features: int = 256
+    """Channels of the pyramid."""
+    anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
+    """Of each level, pixels; one level more than the pyramid has stages adds P6."""
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Of the anchors, height / width."""
+    canonical_size: float = 224.0
+    """Side of the boxes that are read from P4, pixels; halves go to P3, and so on."""
+    head_features: int = 1024
+    """Width of the two fully connected layers."""
+    class_agnostic: bool = False
+    """Whether all classes share one box regression."""
+    aligned: bool = False
+    """Whether RoIAlign shifts by half a cell; torchvision's first models do not."""
+
+    @property
+    def n_levels(self) -> int:
+        """Levels that the head reads."""
+        return self.n_stages - self.first_stage if self.pyramid else 1
+
+
 def build(
     num_classes: int,
+    architecture: Architecture = Architecture(),  # noqa: B008 - a record that cannot change.
     *,
-    depth: int = 50,
-    width: int = 64,
-    norm_layer: Literal["batch", "frozen", "group"] = "frozen",
-    n_frozen: int = 2,
-    pyramid: bool = True,
-    first_stage: int = 0,
-    n_stages: int = 4,
-    pyramid_features: int = 256,
-    anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,)),
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
-    canonical_size: float = 224.0,
-    head_features: int = 1024,
-    class_agnostic: bool = False,
-    aligned: bool = False,
     axis_name: str | None = None,
     dtype: Any = jnp.float32,
 ) -> FasterRCNN:
-    """Returns a Faster R-CNN on a residual network, from numbers that JSON can hold.
+    """Returns the network.
 
     Args:
       num_classes: Of objects; background is one more.
-      depth: 18, 34, 50 or 101.
-      width: Channels of the first stage.
-      norm_layer: "batch" (synchronized over devices), "frozen" or "group".
-      n_frozen: Stem and stages that are not trained; 0 trains all, 2 freezes stem and C2.
-      pyramid: Whether a feature pyramid is read, or the last stage alone.
-      first_stage: Stages left out of the pyramid; 0 starts it at C2, stride 4.
-      n_stages: Stages of the backbone, 1 to 4.
-      pyramid_features: Channels of the pyramid.
-      anchor_sizes: For each level, pixels. One level more than stages adds P6.
-      aspect_ratios: height / width.
-      canonical_size: Side of the boxes that P4 is for, pixels.
-      head_features: Width of the two fully connected layers.
-      class_agnostic: Whether all classes share their box regression.
-      aligned: Whether RoIAlign shifts by half a cell (torchvision's first models do not).
+      architecture: Its numbers.
       axis_name: The mapped axis over which batch statistics are synchronized.
       dtype: Of the layers; boxes and losses are float32 always.
     """
-    norms = {
-        "batch": functools.partial(norm.BatchNorm, axis_name=axis_name),
-        "frozen": norm.FrozenBatchNorm,
-        "group": norm.GroupNorm,
-    }
-    if norm_layer not in norms:
-        raise ValueError(f"`norm_layer` must be one of {sorted(norms)}. Got {norm_layer!r}.")
-    n_levels = n_stages - first_stage if pyramid else 1
-    if len(anchor_sizes) - n_levels not in ((0, 1) if pyramid else (0,)):
+    spec = architecture
+    extra = len(spec.anchor_sizes) - spec.n_levels
+    if extra not in ((0, 1) if spec.pyramid else (0,)):
         raise ValueError(
-            f"`anchor_sizes` must have one entry for each of {n_levels} levels"
-            f"{' or one more' if pyramid else ''}. Got {len(anchor_sizes)}."
+            f"`anchor_sizes` must have one entry for each of {spec.n_levels} levels"
+            f"{' or one more' if spec.pyramid else ''}. Got {spec.anchor_sizes}."
         )
     body = resnet.resnet(
-        depth, n_stages=n_stages, width=width, norm=norms[norm_layer], n_frozen=n_frozen, dtype=dtype
+        spec.depth,
+        n_stages=spec.n_stages,
+        width=spec.width,
+        norm={
+            "batch": functools.partial(norm.BatchNorm, axis_name=axis_name),
+            "frozen": norm.FrozenBatchNorm,
+            "group": norm.GroupNorm,
+        }[spec.norm],
+        n_frozen=spec.n_frozen,
+        dtype=dtype,
     )
-    if pyramid:
-        top = fpn.FPN(pyramid_features, extra_level=len(anchor_sizes) > n_levels, dtype=dtype)
-        backbone = fpn.PyramidBackbone(body=body, fpn=top, first_stage=first_stage)
+    if spec.pyramid:
+        top = fpn.FPN(spec.pyramid_features, extra_level=extra > 0, dtype=dtype)
+        backbone = fpn.PyramidBackbone(body=body, fpn=top, first_stage=spec.first_stage)
     else:
         backbone = fpn.SingleLevelBackbone(body=body)
     return FasterRCNN(
         backbone=backbone,
-        rpn=rpn.RPN(anchor_sizes, aspect_ratios, dtype=dtype),
+        rpn=rpn.RPN(spec.anchor_sizes, spec.aspect_ratios, dtype=dtype),
         roi_heads=heads.RoIHeads(
-            box_head=heads.TwoMLPHead(head_features, dtype=dtype),
-            box_predictor=heads.BoxPredictor(num_classes, class_agnostic),
-            n_levels=n_levels,
-            canonical_size=canonical_size,
-            aligned=aligned,
+            box_head=heads.TwoMLPHead(spec.head_features, dtype=dtype),
+            box_predictor=heads.BoxPredictor(num_classes, spec.class_agnostic),
+            n_levels=spec.n_levels,
+            canonical_size=spec.canonical_size,
+            aligned=spec.aligned,
         ),
     )
+
+
+def is_trainable(path: str, *, architecture: Architecture) -> bool:
+    """Returns whether the parameter at a path such as "backbone/body/conv1/kernel" is trained."""
+    stem = ("backbone/body/conv1/", "backbone/body/bn1/")
+    stages = [f"backbone/body/layer{i}/" for i in range(1, architecture.n_frozen)]
+    return architecture.n_frozen == 0 or not path.startswith((*stem, *stages))
 
 
 def loss(
@@ -369,11 +406,7 @@ def detect(
     variables: Any,
     images: Images,
     *,
-    score_threshold: float = 0.05,
-    iou_threshold: float = 0.5,
-    max_detections: int = 100,
-    max_candidates: int = 2000,
-    proposals: rpn.ProposalOptions = rpn.ProposalOptions(),  # noqa: B008
+    options: DetectOptions = DetectOptions(),  # noqa: B008 - a record that cannot change.
 ) -> Detections:
     """Finds the objects in images.
 
@@ -381,57 +414,49 @@ def detect(
       model: The architecture.
       variables: Its parameters and statistics.
       images: Pictures on a canvas.
-      score_threshold: Less likely boxes are left out, 0 to 1.
-      iou_threshold: Boxes of one class that overlap a better one by more are left out.
-      max_detections: Of an image.
-      max_candidates: Of an image: the most likely pairs of box and class that go on to
-        suppression. torchvision takes all above the threshold.
-      proposals: How many boxes the head looks at.
+      options: Thresholds and sizes.
 
     Returns:
       Boxes in pixels of the canvas, best first.
 
     Source:
       Fast R-CNN (Girshick 2015, arXiv:1504.08083v2), section 3.1.
+
+    Departures:
+      `max_candidates` pairs of box and class compete, where torchvision takes all above the
+      threshold; sizes must be fixed.
     """
     pyramid = features(model, variables, images)
-    found = propose(model, variables, pyramid, images, options=proposals)
+    found = propose(model, variables, pyramid, images, options=options.proposals)
     scores, boxes = classify(model, variables, pyramid, images, found.boxes)
     scores = jnp.where(found.valid[..., None], scores, 0)
-    select = functools.partial(
-        select_detections,
-        score_threshold=score_threshold,
-        iou_threshold=iou_threshold,
-        max_detections=max_detections,
-        max_candidates=max_candidates,
-    )
-    return jax.vmap(select)(scores, boxes)
+    return jax.vmap(functools.partial(select_detections, options=options))(scores, boxes)
 
 
 def select_detections(
-    scores: Float[Array, "n k"],
-    boxes: Float[Array, "n k 4"],
-    *,
-    score_threshold: float,
-    iou_threshold: float,
-    max_detections: int,
-    max_candidates: int,
+    scores: Float[Array, "n k"], boxes: Float[Array, "n k 4"], *, options: DetectOptions
 ) -> Detections:
-    """Keeps the best boxes of each class of one image; arguments as in `detect`."""
+    """Keeps the best boxes of each class of one image.
+
+    Args:
+      scores: Of each class, background first, 0 to 1.
+      boxes: Where each class would have the box, xyxy pixels.
+      options: Thresholds and sizes.
+    """
     n_classes = scores.shape[1] - 1
     flat_scores, flat_boxes = scores[:, 1:].reshape(-1), boxes[:, 1:].reshape(-1, 4)
     # torchvision drops boxes with a side under 1e-2 px.
     large = jnp.all(flat_boxes[:, 2:] - flat_boxes[:, :2] >= 1e-2, axis=1)
-    eligible = jnp.where(large & (flat_scores > score_threshold), flat_scores, -1.0)
-    top, rows = jax.lax.top_k(eligible, min(max_candidates, len(eligible)))
+    eligible = jnp.where(large & (flat_scores > options.score_threshold), flat_scores, -1.0)
+    top, rows = jax.lax.top_k(eligible, min(options.max_candidates, len(eligible)))
     candidates, classes = flat_boxes[rows], rows % n_classes + 1
     kept = nms.batched_nms(
         candidates,
         top,
         classes,
         top >= 0,
-        iou_threshold=iou_threshold,
-        max_outputs=max_detections,
+        iou_threshold=options.iou_threshold,
+        max_outputs=options.max_detections,
     )
     keep = kept.valid
     return Detections(
