@@ -21,6 +21,7 @@ from jaxdet.data.records import Annotation
 Size = tuple[int, int]
 Window = tuple[int, int, int, int]
 Image = UInt8[np.ndarray, "h w 3"]
+Canvas = UInt8[np.ndarray, "canvas_h canvas_w 3"]
 Boxes = Float32[np.ndarray, "n 4"]
 
 # An object with less than this left of it in view is not held against a detector.
@@ -103,7 +104,7 @@ def place(image: Image, boxes: Boxes, canvas: Size, *, window: Window, size: Siz
     return Placed(pixels, size, np.clip(moved, 0, limit[None]))
 
 
-def resize(image: Image, size: Size) -> Image:
+def resize(image: Image, size: Size) -> UInt8[np.ndarray, "new_h new_w 3"]:
     """Another size: area means when shrinking, bilinear when growing."""
     if image.shape[:2] == tuple(size):
         return image
@@ -143,13 +144,12 @@ def scale_jitter(
     factor = math.exp(rng.uniform(math.log(low), math.log(high)))
     scale = factor * min(canvas[0] / size[0], canvas[1] / size[1])
     kept_h, kept_w = (
-        max(1, min(side, math.floor(room / scale + 1e-6)))
-        for side, room in zip(size, canvas, strict=True)
+        max(1, min(side, round(room / scale))) for side, room in zip(size, canvas, strict=True)
     )
     y1 = round(rng.uniform() * (size[0] - kept_h))
     x1 = round(rng.uniform() * (size[1] - kept_w))
-    window = (y1, x1, y1 + kept_h, x1 + kept_w)
-    return window, scaled_size((kept_h, kept_w), scale, canvas)
+    height, width = scaled_size(size, scale, canvas)
+    return (y1, x1, y1 + kept_h, x1 + kept_w), (height, width)
 
 
 def horizontal_flip(image: Image, boxes: Boxes) -> tuple[Image, Boxes]:
@@ -220,7 +220,7 @@ def augment(
     annotation: Annotation,
     canvas: Size,
     augmentation: Augmentation,
-) -> tuple[Image, Annotation]:
+) -> tuple[Canvas, Annotation]:
     """One random variant of a picture on a canvas.
 
     Args:
@@ -236,8 +236,8 @@ def augment(
     """
     flip_x, flip_y = rng.uniform(size=2)
     low, high = augmentation.scale
-    window, size = scale_jitter(rng, annotation.size, canvas, low=low, high=high)
-    kept = image[window[0] : window[2], window[1] : window[3]]
+    height, width = image.shape[:2]
+    window, size = scale_jitter(rng, (height, width), canvas, low=low, high=high)
     placed = place(image, annotation.boxes, canvas, window=window, size=size)
     picture, boxes = placed.pixels[: size[0], : size[1]], placed.boxes
     if flip_x < augmentation.horizontal_flip:
@@ -253,7 +253,7 @@ def augment(
         hue=augmentation.hue,
     )
     placed.pixels[: size[0], : size[1]] = picture
-    scale = (size[0] / kept.shape[0]) * (size[1] / kept.shape[1])
+    scale = (size[0] / (window[2] - window[0])) * (size[1] / (window[3] - window[1]))
     whole = _areas(annotation.boxes) * np.float32(scale)
     return placed.pixels, _in_view(annotation, boxes, size, whole)
 

@@ -64,6 +64,7 @@ class PictureFiles:
     paths: tuple[pathlib.Path, ...]
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The pixels of picture number `index`."""
         return read_picture(self.paths[index])
 
     def select(self, indices: Sequence[int]) -> "PictureFiles":

@@ -55,7 +55,7 @@ def train_pipeline(
       the images.
     """
     _check_batch(source, batch_size, process_index, process_count)
-    rows = max_objects or max_object_count(source)
+    rows = max_object_count(source) if max_objects is None else max_objects
     pictures = _Cached(source, cache_bytes)
     groups = group_by_canvas(source, canvases)
     datasets = []
@@ -104,7 +104,7 @@ def eval_pipeline(
       A finite data set of `Batch`. Rows that fill up have `records == -1` and size (0, 0).
     """
     _check_batch(source, batch_size, process_index, process_count)
-    rows = max_objects or max_object_count(source)
+    rows = max_object_count(source) if max_objects is None else max_objects
     batches = [
         (canvas, indices[start : start + batch_size])
         for canvas, indices in group_by_canvas(source, canvases).items()

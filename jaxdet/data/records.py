@@ -87,7 +87,7 @@ def tidy_notes(empty: Sequence[str], n_clipped: int) -> tuple[str, ...]:
     notes = []
     if empty:
         shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        notes.append(f"{len(empty)} boxes without area were left out ({shown}).")
+        notes.append(f"Boxes without area, left out: {len(empty)} ({shown}).")
     if n_clipped:
-        notes.append(f"{n_clipped} boxes reached beyond their picture and were clipped.")
+        notes.append(f"Boxes that reached beyond their picture, clipped: {n_clipped}.")
     return tuple(notes)

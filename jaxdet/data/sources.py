@@ -45,16 +45,16 @@ def open_folder(
 
     Args:
       path: The file or folder.
-      split: "train", "val" or "test". Where only one of the last two exists, it is both; where
-        there is one part only, a fifth of it is held out, by the pictures' names.
+      split: "train", "val" or "test"; "trainval" where a part has this name. Where only one of
+        val and test exists, it is both; where there is one part only, a fifth of it is held out,
+        by the pictures' names.
       classes: Names of labels 1, 2, ...; found in the data if None.
       images: Folder of the pictures of a COCO JSON that lie far from it.
 
     Returns:
       The source. Pictures are not opened yet: see `validate`.
     """
-    path = pathlib.Path(path)
-    for find in (_coco_parts, _voc_parts, _side_by_side_parts):
+    for find in (_voc_parts, _coco_parts, _side_by_side_parts):
         parts = find(path, classes, images)
         if parts:
             break
@@ -144,7 +144,7 @@ def _side_by_side_parts(
         source = voc.read_voc(f"{path} [{part}]", pairs, classes=classes or voc.class_names(files))
         if not alone:
             return source
-        note = f"{len(alone)} pictures without an XML file were left out ({alone[0].name}, ...)."
+        note = f"Pictures without an XML file, left out: {len(alone)} ({alone[0].name}, ...)."
         return dataclasses.replace(source, notes=(*source.notes, note))
 
     return {part: functools.partial(read, part) for part in folders}
@@ -214,13 +214,15 @@ def describe(source: Source) -> str:
     )
     counts = np.bincount(labels, minlength=len(source.classes) + 1)[1:]
     n_empty = sum(not len(a.labels) for a in source.annotations)
-    per_class = ", ".join(f"{c} {n}" for c, n in zip(source.classes, counts, strict=True))
+    per_class = [f"{c} {n}" for c, n in zip(source.classes, counts, strict=True) if n]
+    if len(per_class) < len(counts):
+        per_class.append(f"{len(counts) - len(per_class)} classes without objects")
     heights_widths = np.array([a.size for a in source.annotations]).reshape(-1, 2)
     sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
     lines = [
         f"{source.name}: {len(source)} images, {len(source.classes)} classes, {len(labels)} objects"
         f" ({int(crowd.sum())} crowd, {int(difficult.sum())} difficult); {n_empty} images without",
-        f"  objects: {per_class}",
+        f"  objects: {', '.join(per_class)}",
         f"  image height {_range(heights_widths[:, 0])}, width {_range(heights_widths[:, 1])}, "
         f"square root of box area {_range(sides)} px",
     ]

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Collection, Sequence
 
 HELD_OUT_SHARE = 0.2
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "trainval")
 
 _WORDS = {
     "train": "train",
@@ -40,7 +40,7 @@ def choose(split: str, parts: Collection[str]) -> tuple[str, bool]:
     """The part of a data set to read for a split.
 
     Args:
-      split: "train", "val" or "test".
+      split: One of `SPLITS`.
       parts: What the data set has, by names as of `split_of` or any other.
 
     Returns:
@@ -49,13 +49,15 @@ def choose(split: str, parts: Collection[str]) -> tuple[str, bool]:
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}: got {split!r}")
-    if not parts:
-        raise ValueError("there is no part to choose from")
+    if not parts or (split == "trainval" and split not in parts):
+        raise ValueError(f"there is no part for {split!r} in {sorted(parts)}")
+    if split == "trainval":
+        return split, False
     train = next((name for name in _FITTING["train"] if name in parts), None)
-    held_out = next((name for name in _FITTING[split] if name in parts), None)
-    if train is None or not {"val", "test"} & set(parts):
-        return train or next(iter(sorted(parts))), True
-    return held_out or train, False
+    fitting = next((name for name in _FITTING[split] if name in parts), None)
+    if train is None or fitting is None or not {"val", "test"} & set(parts):
+        return train or min(parts), True
+    return fitting, False
 
 
 def divide(names: Sequence[str], split: str) -> list[int]:

@@ -112,7 +112,7 @@ def _read_xml(path: pathlib.Path) -> _File:
     height, width = (_number(root, f"size/{side}", path) for side in ("height", "width"))
     if min(height, width) < 1:
         raise DataError(
-            f"{path}: size is {height} x {width}. Write the picture's height and width."
+            f"{path}: size is {height:g} x {width:g}. Write the picture's height and width."
         )
     boxes, names, difficult = [], [], []
     for number, item in enumerate(root.findall("object"), start=1):

@@ -1,0 +1,229 @@
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from jaxdet.data import pipeline
+from jaxdet.data.augment import Augmentation
+from jaxdet.data.records import Annotation, Source
+
+SIZES = [(32, 32)] * 12 + [(20, 40)] * 6
+CANVASES = ((32, 32), (24, 48))
+VARIED = Augmentation(scale=(0.7, 1.4), brightness=0.3)
+
+
+def make_source(sizes=SIZES, counts=(0, 1, 3), reads=None):
+    """Flat pictures whose grey is 10 times their index; object numbers repeat `counts`."""
+    annotations = []
+    for index, size in enumerate(sizes):
+        n = counts[index % len(counts)]
+        low = np.arange(n, dtype=np.float32)[:, None] * np.ones((1, 2), np.float32)
+        boxes = np.hstack([low, low + 8])
+        flags = np.zeros(n, bool)
+        annotations.append(
+            Annotation(index, f"{index}", size, boxes, np.full(n, 2, np.int32), flags, flags)
+        )
+
+    def read(index):
+        if reads is not None:
+            reads.append(index)
+        return np.full((*sizes[index], 3), 10 * index, np.uint8)
+
+    return Source("test", ("a", "b"), tuple(annotations), read)
+
+
+def make(source=None, **options):
+    defaults = {"canvases": CANVASES, "batch_size": 4, "seed": 1, "augmentation": VARIED}
+    source = make_source() if source is None else source
+    return pipeline.train_pipeline(source, **(defaults | options))
+
+
+def assert_same(got, want):
+    assert got.keys is None and want.keys is None
+    for a, b in zip(
+        (*got.images[:2], *got.instances, *got[2:4]),
+        (*want.images[:2], *want.instances, *want[2:4]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_batch_is_a_function_of_seed_and_number():
+    one, two = make(), make()
+    late = two[9]  # Before any other.
+    for number in range(9):
+        assert_same(one[number], two[number])
+    assert_same(one[9], late)
+    other = make(seed=2)
+    assert any((one[i].records != other[i].records).any() for i in range(3))
+
+
+def test_shapes_and_padding():
+    source = make_source()
+    for number in range(6):
+        batch = make(source, augmentation=Augmentation(0.0))[number]
+        assert batch.images.pixels.shape[1:3] in CANVASES
+        assert batch.instances.boxes.shape == (4, 3, 4)
+        assert batch.positions.tolist() == [0, 1, 2, 3]
+        for row, record in enumerate(batch.records):
+            n = len(source.annotations[record].labels)
+            assert batch.instances.valid[row].tolist() == [True] * n + [False] * (3 - n)
+            assert batch.instances.labels[row].tolist() == [2] * n + [0] * (3 - n)
+            assert not batch.instances.boxes[row, n:].any()
+            assert batch.images.pixels[row].max() == 10 * record
+            if SIZES[record] == (32, 32):  # Not resized.
+                np.testing.assert_array_equal(
+                    batch.instances.boxes[row, :n], source.annotations[record].boxes
+                )
+
+
+def test_epochs_cover_everything_in_new_orders():
+    """12 square images in batches of 5: 12 batches are 5 epochs."""
+    source = make_source(SIZES[:12])
+    batches = make(source, batch_size=5)
+    seen = np.concatenate([batches[i].records for i in range(12)]).reshape(5, 12)
+    for epoch in seen:
+        assert sorted(epoch) == list(range(12))
+    assert len({tuple(epoch) for epoch in seen}) == 5
+
+
+def test_an_image_is_varied_anew_each_time():
+    varied = Augmentation(scale=(0.3, 1.0))
+    batches = make(make_source(SIZES[:1]), batch_size=6, augmentation=varied)
+    sizes = np.concatenate([batches[i].images.sizes for i in range(3)])
+    assert len({tuple(size) for size in sizes}) >= 9
+
+
+def test_canvases_take_turns_by_share():
+    batches = make()
+    shapes = [batches[i].images.pixels.shape[1:3] for i in range(30)]
+    assert shapes.count((32, 32)) == 20 and shapes.count((24, 48)) == 10
+    for i in range(30):
+        assert len({SIZES[r] for r in batches[i].records}) == 1
+
+
+def test_processes_share_the_global_batch():
+    whole = make()
+    parts = [make(process_index=p, process_count=2) for p in (0, 1)]
+    for number in range(6):
+        want = whole[number]
+        for part in parts:
+            got = part[number]
+            rows = got.positions
+            np.testing.assert_array_equal(got.records, want.records[rows])
+            np.testing.assert_array_equal(got.images.pixels, want.images.pixels[rows])
+            np.testing.assert_array_equal(got.instances.boxes, want.instances.boxes[rows])
+        assert sorted(np.concatenate([p[number].positions for p in parts])) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_iterate_gives_the_same_batches(threads):
+    batches = make()
+    read = pipeline.iterate(make(), 5, threads=threads, buffer=2)
+    for number, batch in enumerate(itertools.islice(read, 8), start=5):
+        assert_same(batch, batches[number])
+    read.close()
+
+
+def test_closing_stops_the_threads():
+    before = set(threading.enumerate())
+    read = pipeline.iterate(make(), threads=2)
+    next(read)
+    assert set(threading.enumerate()) - before
+    read.close()
+    deadline = time.time() + 5
+    while set(threading.enumerate()) - before and time.time() < deadline:
+        time.sleep(0.02)
+    assert not set(threading.enumerate()) - before
+
+
+def test_errors_reach_the_reader():
+    def bad(index):
+        raise ValueError(f"picture {index} is bad")
+
+    source = make_source(SIZES[:1])
+    source = Source("bad", source.classes, source.annotations, bad)
+    with pytest.raises(ValueError, match="picture 0 is bad"):
+        next(pipeline.iterate(make(source), threads=1))
+
+
+def test_eval_reads_every_image_once():
+    source = make_source()
+    batches = pipeline.eval_pipeline(source, canvases=CANVASES, batch_size=5)
+    assert len(batches) == 3 + 2
+    read = list(pipeline.iterate(batches, threads=2))
+    records = np.concatenate([batch.records for batch in read])
+    assert records[records >= 0].tolist() == list(range(18))
+    for batch in read:
+        assert batch.images.pixels.shape[0] == 5
+        spare = batch.records < 0
+        assert not batch.images.sizes[spare].any() and not batch.instances.valid[spare].any()
+        assert (batch.images.sizes[~spare] > 0).all()
+    assert (records == -1).sum() == 7
+
+
+def test_eval_over_processes():
+    source = make_source(SIZES[:12])
+    records = [
+        batch.records
+        for p in (0, 1)
+        for batch in pipeline.iterate(
+            pipeline.eval_pipeline(
+                source, canvases=CANVASES, batch_size=8, process_index=p, process_count=2
+            )
+        )
+    ]
+    assert {r.shape for r in records} == {(4,)}
+    assert sorted(np.concatenate(records)) == [-1] * 4 + list(range(12))
+
+
+def test_cut_objects_are_counted_and_ignored_ones_go_first():
+    source = make_source(SIZES[:3])
+    assert pipeline.max_object_count(source) == 3
+    assert pipeline.count_cut(source, 2) == 1 and pipeline.count_cut(source, 3) == 0
+    hard = source.annotations[2]._replace(difficult=np.array([True, False, False]))
+    source = Source("hard", source.classes, (hard,), lambda i: np.zeros((32, 32, 3), np.uint8))
+    batch = pipeline.eval_pipeline(source, canvases=CANVASES, batch_size=1, max_objects=2)[0]
+    np.testing.assert_array_equal(batch.instances.boxes[0], hard.boxes[1:])
+    assert not batch.instances.difficult.any()
+
+
+def test_only_images_without_objects():
+    batch = make(make_source(SIZES[:2], counts=(0,)))[0]
+    assert batch.instances.boxes.shape == (4, 1, 4) and not batch.instances.valid.any()
+
+
+def test_decoded_pictures_are_kept_while_there_is_room():
+    reads: list[int] = []
+    room = 3 * 32 * 32 * 3
+    batches = make(make_source(SIZES[:6], reads=reads), batch_size=6, cache_bytes=room)
+    for epoch in range(3):
+        assert sorted(batches[epoch].records) == list(range(6))
+    assert len(reads) == 6 + 3 + 3
+
+
+def test_choose_canvas():
+    canvases = ((320, 416), (416, 320), (384, 384))
+    assert pipeline.choose_canvas((480, 640), canvases) == (320, 416)
+    assert pipeline.choose_canvas((640, 480), canvases) == (416, 320)
+    assert pipeline.choose_canvas((500, 500), canvases) == (384, 384)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 3, "process_count": 2},
+        {"process_index": 1},
+        {"batch_size": 0},
+        {"canvases": ()},
+        {"source": make_source([])},
+    ],
+    ids=str,
+)
+def test_misuse(options):
+    with pytest.raises(ValueError, match=r"got|no images"):
+        make(**options)
+    with pytest.raises(ValueError, match="start and threads"):
+        next(pipeline.iterate(make(), -1))

@@ -1,0 +1,249 @@
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from jaxdet.data import coco_json, pictures, sources, splits
+from jaxdet.data.sources import DataError
+
+OBJECTS = [(5, 6, 10, 20, 7), (0, 0, 60, 40, 3), (30.0, 10.0, 8.0, 9.0, 3)]
+
+
+def as_voc(rows):
+    names = {3: "cat", 7: "dog"}
+    return [(x + 1, y + 1, x + w, y + h, names[c]) for x, y, w, h, c in map(to_int, rows)]
+
+
+def to_int(row):
+    return tuple(int(value) for value in row)
+
+
+@pytest.fixture
+def voc_folder(tmp_path, write_voc, write_picture):
+    """Ten pictures a.jpg .. j.jpg as a VOC folder without lists."""
+    root = tmp_path / "voc"
+    for name in "abcdefghij":
+        write_picture(root / "JPEGImages" / f"{name}.jpg")
+        write_voc(root / "Annotations" / f"{name}.xml", as_voc(OBJECTS))
+    return root
+
+
+def names(source):
+    return [annotation.name for annotation in source.annotations]
+
+
+def test_twins_agree(tmp_path, voc_folder, write_coco):
+    """The same objects written as COCO and as VOC come back as the same boxes."""
+    rows = {f"{name}.jpg": OBJECTS for name in "abcdefghij"}
+    write_coco(tmp_path / "coco.json", rows)
+    coco = coco_json.read_coco(tmp_path / "coco.json", images=voc_folder / "JPEGImages")
+    voc = {
+        a.name: a
+        for split in ("train", "val")
+        for a in sources.open_folder(voc_folder, split=split).annotations
+    }
+    assert len(voc) == 10 and coco.classes == ("cat", "dog")
+    for annotation in coco.annotations:
+        np.testing.assert_array_equal(annotation.boxes, voc[annotation.name].boxes)
+        np.testing.assert_array_equal(annotation.labels, voc[annotation.name].labels)
+
+
+def test_one_part_is_divided(voc_folder):
+    train = sources.open_folder(voc_folder, split="train")
+    held_out = sources.open_folder(voc_folder, split="val")
+    assert (len(train), len(held_out)) == (8, 2)
+    assert sorted(names(train) + names(held_out)) == [f"{c}.jpg" for c in "abcdefghij"]
+    assert names(sources.open_folder(voc_folder, split="test")) == names(held_out)
+    assert train.notes == ("One part only: 8 of its 10 images are taken as 'train'.",)
+    # Pictures stay with their annotations.
+    path = voc_folder / "JPEGImages" / held_out.annotations[1].name
+    np.testing.assert_array_equal(held_out[1][0], pictures.read_picture(path))
+
+
+def test_voc_lists(voc_folder):
+    lists = voc_folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("b\na\n")
+    (lists / "test.txt").write_text("c 1\n\n")
+    (lists / "cat_train.txt").write_text("d 1\n")
+    assert names(sources.open_folder(voc_folder, split="train")) == ["b.jpg", "a.jpg"]
+    for split in ("val", "test"):
+        assert names(sources.open_folder(voc_folder, split=split)) == ["c.jpg"]
+    (lists / "train.txt").write_text("gone\n")
+    with pytest.raises(DataError, match=r"gone.xml: there is no such file"):
+        sources.open_folder(voc_folder, split="train")
+
+
+def test_labels_are_the_same_in_all_parts(tmp_path, write_voc, write_picture):
+    for folder, name, label in (("train", "a", "zebra"), ("test", "b", "ant")):
+        write_picture(tmp_path / "images" / folder / f"{name}.png")
+        write_voc(tmp_path / "images" / folder / f"{name}.xml", [(1, 1, 9, 9, label)])
+    train, test = (sources.open_folder(tmp_path, split=split) for split in ("train", "val"))
+    assert train.classes == test.classes == ("ant", "zebra")
+    assert train.annotations[0].labels.tolist() == [2] and names(test) == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    "layout", ["annotations/instances_{}2017.json", "{}/_annotations.coco.json", "{}.json"]
+)
+def test_coco_layouts(tmp_path, write_coco, write_picture, layout):
+    for split in ("train", "val"):
+        write_picture(tmp_path / f"{split}2017" / f"{split}.png")
+        write_coco(tmp_path / layout.format(split), {f"{split}.png": OBJECTS})
+    for split in ("train", "val"):
+        assert names(sources.open_folder(tmp_path, split=split)) == [f"{split}.png"]
+
+
+def test_nothing_found(tmp_path):
+    with pytest.raises(DataError, match=r"no data set was found.*COCO.*VOC"):
+        sources.open_folder(tmp_path, split="train")
+    with pytest.raises(DataError, match="no data set was found"):
+        sources.open_folder(tmp_path / "missing", split="train")
+
+
+@pytest.mark.parametrize(
+    ("path", "want"),
+    [
+        ("annotations/instances_train2017.json", "train"),
+        ("valid/_annotations.coco.json", "val"),
+        ("nuts/trainval.json", "trainval"),
+        ("train/images/test", "test"),
+        ("contest/straining.json", None),
+    ],
+)
+def test_split_of(path, want):
+    assert splits.split_of(path) == want
+
+
+def test_choose():
+    assert splits.choose("train", {"trainval", "test"}) == ("trainval", False)
+    assert splits.choose("val", {"train", "val", "test"}) == ("val", False)
+    assert splits.choose("val", {"train"}) == ("train", True)
+    assert splits.choose("train", {"all"}) == ("all", True)
+    assert splits.choose("trainval", {"train", "trainval"}) == ("trainval", False)
+    for split, parts in (("tran", {"train"}), ("val", set()), ("trainval", {"train"})):
+        with pytest.raises(ValueError):
+            splits.choose(split, parts)
+
+
+def test_divide_ignores_order():
+    held_out = {"abcdefgh"[i] for i in splits.divide("abcdefgh", "val")}
+    assert held_out == {"hgfedcba"[i] for i in splits.divide("hgfedcba", "val")}
+    assert splits.divide("a", "train") == [0] and splits.divide("a", "val") == []
+
+
+def cut_off(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_picture(tmp_path, write_picture, suffix):
+    path = tmp_path / f"a.{suffix}"
+    write_picture(path)
+    pictures.read_picture(path)
+    cut_off(path)
+    with pytest.raises(DataError, match=rf"a.{suffix}: the picture is cut off"):
+        pictures.read_picture(path)
+
+
+def test_thumbnail_does_not_hide_truncation(tmp_path, write_picture):
+    """The end marker of a small picture within the header is not the end of the file."""
+    path = tmp_path / "a.jpg"
+    write_picture(path)
+    whole, thumbnail = path.read_bytes(), cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1]
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail.tobytes()
+    path.write_bytes(whole[:2] + segment + whole[2:])
+    pictures.read_picture(path)
+    cut_off(path)
+    with pytest.raises(DataError, match="cut off"):
+        pictures.read_picture(path)
+
+
+def test_grey_and_alpha_pictures_are_rgb(tmp_path, rng):
+    grey = rng.integers(0, 256, (6, 5), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([grey, grey, grey // 2, grey]))
+    got = pictures.read_picture(tmp_path / "grey.png")
+    np.testing.assert_array_equal(got, np.dstack([grey] * 3))
+    got = pictures.read_picture(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(got, np.dstack([grey // 2, grey, grey]))
+
+
+def test_validate_names_every_bad_picture(voc_folder, write_picture):
+    folder = voc_folder / "JPEGImages"
+    source = sources.open_folder(voc_folder, split="train", classes=("cat", "dog"))
+    seen = []
+    sources.validate(source, progress=seen.append)
+    assert seen == list(range(1, 9))
+    gone, cut, other, text = (folder / name for name in names(source)[:4])
+    gone.unlink()
+    cut_off(cut)
+    write_picture(other, 60, 40)
+    text.write_text("no picture")
+    with pytest.raises(DataError) as error:
+        sources.validate(source)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 4
+    for line, path, fault in zip(
+        lines,
+        [gone, cut, other.name, text],
+        [
+            "cannot be read",
+            "cut off",
+            "60 x 40 (height x width), its annotation says 40 x 60",
+            "Op",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(f"{path}:") and fault in line
+
+
+def test_large_sources_are_not_decoded(voc_folder, monkeypatch):
+    source = sources.open_folder(voc_folder, split="train")
+    monkeypatch.setattr(sources, "MAX_DECODED", 3)
+    monkeypatch.setattr(pictures, "read_picture", lambda path: pytest.fail("decoded"))
+    sources.validate(source)
+    cut_off(voc_folder / "JPEGImages" / names(source)[2])
+    with pytest.raises(DataError, match="cut off"):
+        sources.validate(source)
+
+
+def test_describe(tmp_path, write_coco, write_picture):
+    write_picture(tmp_path / "a.png")
+    write_picture(tmp_path / "b.png")
+    path = tmp_path / "x.json"
+    write_coco(path, {"a.png": OBJECTS, "b.png": []}, categories=((3, "cat"), (7, "dog"), (9, "x")))
+    text = sources.describe(coco_json.read_coco(path))
+    assert "2 images, 3 classes, 3 objects (0 crowd, 0 difficult); 1 images without" in text
+    assert "cat 2, dog 1, 1 classes without objects" in text
+    assert "height 40, width 60, square root of box area 8 to 49 (median 14) px" in text
+    assert "0 objects" in sources.describe(
+        sources.select(coco_json.read_coco(path), [1], name="empty")
+    )
+
+
+def test_to_coco_is_what_was_read(tmp_path, write_coco, write_picture):
+    write_picture(tmp_path / "a.png")
+    want = write_coco(tmp_path / "x.json", {"a.png": OBJECTS})
+    got = sources.to_coco(coco_json.read_coco(tmp_path / "x.json"))
+    assert got == want
+
+
+def test_to_coco_difficult_counts_neither_way(voc_folder, write_voc):
+    write_voc(voc_folder / "Annotations" / "a.xml", as_voc(OBJECTS), difficult=[1])
+    source = sources.open_folder(voc_folder, split="train", classes=("cat", "dog"))
+    source = sources.select(source, [names(source).index("a.jpg")], name="a")
+    assert [row["iscrowd"] for row in sources.to_coco(source)["annotations"]] == [0, 1, 0]
+
+
+def test_sources_can_be_pickled(voc_folder):
+    source = sources.open_folder(voc_folder, split="val")
+    again = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(again[1][0], source[1][0])
+
+
+def test_category_ids_one_a_class():
+    with pytest.raises(ValueError, match="one category id a class"):
+        sources.Source("x", ("a", "b"), (), read=lambda i: np.zeros((1, 1, 3)), category_ids=(1,))
