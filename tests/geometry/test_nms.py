@@ -77,11 +77,11 @@ def test_groups_are_exact_far_from_the_origin():
     assert rows(got) == [0, 2, 3]
 
 
-def test_iou_at_the_threshold_stays(compiled):
+def test_iou_at_the_threshold_stays():
     # IoU with the first: 5 / 10, then a little more.
     boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 5.001]])
     scores = jnp.array([0.9, 0.8, 0.95])
-    run = compiled(functools.partial(nms.nms, iou_threshold=0.5, max_outputs=3))
+    run = jax.jit(functools.partial(nms.nms, iou_threshold=0.5, max_outputs=3))
     assert rows(run(boxes[:2], scores[:2], jnp.ones(2, bool))) == [0, 1]
     assert rows(run(boxes[::2], scores[::2], jnp.ones(2, bool))) == [1]
 
@@ -103,7 +103,7 @@ def test_equal_scores_rank_by_index():
 
 def test_rows_that_are_not_valid_do_nothing(rng):
     boxes, scores = clustered(rng, 20)
-    run = functools.partial(nms.nms, iou_threshold=0.5, max_outputs=K)
+    run = jax.jit(functools.partial(nms.nms, iou_threshold=0.5, max_outputs=K))
     want = rows(run(boxes, scores, jnp.ones(20, bool)))
     junk = jnp.asarray(np.full((5, 4), np.nan), jnp.float32).at[0].set(boxes[want[0]])
     padded = run(

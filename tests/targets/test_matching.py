@@ -1,4 +1,5 @@
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,8 @@ import pytest
 
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.targets import matching
+
+GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "ops.npz")
 
 
 def random_iou(rng, n, m):
@@ -64,6 +67,23 @@ def test_match_meets_oracle(rng, keep_best, thresholds):
         want = [label_one(c, best, valid, high, low, keep_best) for c in columns]
         got = run(jnp.asarray(iou), jnp.asarray(valid))
         np.testing.assert_array_equal(np.stack(got, axis=1), want)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("match_rpn", {"positive_iou": 0.7, "negative_iou": 0.3, "keep_best": True}),
+        ("match_head", {"positive_iou": 0.5, "negative_iou": 0.5, "keep_best": False}),
+    ],
+)
+def test_match_meets_torchvision(name, options):
+    # golden/make_ops.py: -1 is negative, -2 ignored.
+    boxes, anchors = jnp.asarray(GOLDEN["boxes"][:5]), jnp.asarray(GOLDEN["pyramid"])
+    got = matching.match(box_ops.pairwise_iou(boxes, anchors), jnp.ones(5, bool), **options)
+    want = GOLDEN[name]
+    np.testing.assert_array_equal(got.positive, want >= 0)
+    np.testing.assert_array_equal(got.negative, want == -1)
+    np.testing.assert_array_equal(np.array(got.index)[want >= 0], want[want >= 0])
 
 
 def test_each_object_keeps_its_best_when_fused_with_iou(rng):

@@ -81,8 +81,8 @@ def test_rows_are_drawn_uniformly(rng):
 def test_vmap_draws_what_one_image_draws(rng):
     positive, negative = map(jnp.stack, zip(*[masks(rng, 9, 25) for _ in range(3)], strict=True))
     keys = jax.random.split(jax.random.key(2), 3)
-    run = functools.partial(sampling.sample_balanced, size=16, positive_fraction=0.25)
-    batch = jax.vmap(run)(keys, positive, negative)
+    run = jax.jit(functools.partial(sampling.sample_balanced, size=16, positive_fraction=0.25))
+    batch = jax.jit(jax.vmap(run))(keys, positive, negative)
     for i in range(3):
         single = run(keys[i], positive[i], negative[i])
         jax.tree.map(lambda b, s, i=i: np.testing.assert_array_equal(b[i], s), batch, single)
