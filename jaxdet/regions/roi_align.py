@@ -11,6 +11,8 @@ Bilinear sampling is separable, so all samples of a box are one weighted sum:
 Only the weights depend on the box smoothly; they are differentiated by JAX, the sum by hand.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,7 @@ def _check(pyramid, spatial_scales, output_size, sampling_ratio) -> tuple[int, i
     return size
 
 
+@functools.partial(jax.jit, static_argnames=("n_bins", "n_samples"))
 def _taps(
     start: Float[Array, " n"],
     side: Float[Array, " n"],
@@ -144,7 +147,8 @@ def _taps(
     weights = jnp.where(inside[..., None], weights, 0)
     low = low.astype(jnp.int32)
     cells = jnp.stack([low, jnp.minimum(low + 1, limit - 1)], axis=-1)
-    return cells.reshape(*cells.shape[:2], -1), weights.reshape(*cells.shape[:2], -1)
+    shape = (*low.shape[:2], 2 * n_samples)
+    return cells.reshape(shape), weights.reshape(shape)
 
 
 @jax.custom_vjp
@@ -160,17 +164,14 @@ def _weighted_sum(
     total = jnp.zeros((), jnp.float32)
     for t in range(rows.shape[-1]):
         for u in range(columns.shape[-1]):
-            cells, weights = _tap(rows, columns, t, u), _tap_weight(y_weights, x_weights, t, u)
-            total = total + weights * buffer[cells]
+            weights = y_weights[:, :, None, t] * x_weights[:, None, :, u]
+            cells = rows[:, :, None, t] + columns[:, None, :, u]
+            total = total + weights[..., None] * buffer[cells]
     return total.astype(buffer.dtype)
 
 
-def _tap(rows, columns, t: int, u: int) -> Int[Array, "n p q"]:
-    return rows[:, :, None, t] + columns[:, None, :, u]
-
-
-def _tap_weight(y_weights, x_weights, t: int, u: int) -> Float[Array, "n p q 1"]:
-    return (y_weights[:, :, None, t] * x_weights[:, None, :, u])[..., None]
+def _cells(rows: Int[Array, "k p t"], columns: Int[Array, "k q u"]) -> Int[Array, "k p q t u"]:
+    return rows[:, :, None, :, None] + columns[:, None, :, None, :]
 
 
 def _forward(*args):
@@ -190,11 +191,9 @@ def _buffer_cotangent(buffer, cotangent, rows, columns, y_weights, x_weights):
 
     def add(total, chunk):
         cotangent, rows, columns, y_weights, x_weights = chunk
-        for t in range(rows.shape[-1]):
-            for u in range(columns.shape[-1]):
-                update = cotangent * _tap_weight(y_weights, x_weights, t, u)
-                total = total.at[_tap(rows, columns, t, u)].add(update, mode="promise_in_bounds")
-        return total, None
+        weights = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
+        update = cotangent[:, :, :, None, None] * weights[..., None]
+        return total.at[_cells(rows, columns)].add(update, mode="promise_in_bounds"), None
 
     chunks = _chunks(cotangent.astype(jnp.float32), rows, columns, y_weights, x_weights)
     total, _ = lax.scan(add, jnp.zeros(buffer.shape, jnp.float32), chunks)
@@ -207,10 +206,8 @@ def _weights_cotangent(buffer, cotangent, rows, columns, y_weights, x_weights):
 
     def products(chunk):
         cotangent, rows, columns, y_weights, x_weights = chunk
-        cells = rows[:, :, None, :, None] + columns[:, None, :, None, :]
-        slope = jnp.einsum(
-            "kpqc,kpqtuc->kpqtu", cotangent, buffer[cells], precision=lax.Precision.HIGHEST
-        )
+        values = buffer[_cells(rows, columns)]
+        slope = jnp.einsum("kpqc,kpqtuc->kpqtu", cotangent, values, precision=lax.Precision.HIGHEST)
         by_y = jnp.einsum("kpqtu,kqu->kpt", slope, x_weights, precision=lax.Precision.HIGHEST)
         by_x = jnp.einsum("kpqtu,kpt->kqu", slope, y_weights, precision=lax.Precision.HIGHEST)
         return by_y, by_x

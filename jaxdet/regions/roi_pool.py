@@ -4,6 +4,8 @@ Shape letters: n boxes, h w c the feature map, p q output rows and columns. A bi
 axis are first, first + 1, ..., stop - 1; it is empty if stop <= first.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -54,6 +56,7 @@ def roi_pool(
     return _maxima(features, rows, columns)
 
 
+@functools.partial(jax.jit, static_argnames=("n_bins", "limit"))
 def _bins(
     low: Int[Array, " n"], high: Int[Array, " n"], n_bins: int, limit: int
 ) -> Int[Array, "n p 2"]:
@@ -101,7 +104,9 @@ def _pool(
     start = (jnp.full(shape, -jnp.inf, cells.dtype), jnp.full(shape, cells.shape[0], jnp.int32))
     n_steps = jnp.maximum(n_rows, 0) * jnp.maximum(n_columns, 0)
     maxima, sources = lax.fori_loop(0, n_steps, visit, start)
-    filled = (rows[:, 0] < rows[:, 1])[:, None, None] & (columns[:, 0] < columns[:, 1])[None, :, None]
+    filled = (rows[:, 0] < rows[:, 1])[:, None, None] & (columns[:, 0] < columns[:, 1])[
+        None, :, None
+    ]
     return jnp.where(filled, maxima, 0), jnp.where(filled, sources, cells.shape[0])
 
 

@@ -12,6 +12,7 @@ from torchvision import ops
 from torchvision.ops.poolers import initLevelMapper
 
 HEIGHT, WIDTH, SCALE = 13, 17, 0.25
+SIZE = (2, 4)  # Bins: rows, columns.
 
 
 def boxes_of_every_kind(rng):
@@ -49,16 +50,14 @@ def main():
     features = rng.normal(size=(HEIGHT, WIDTH, 3)).astype(np.float32)
     boxes = boxes_of_every_kind(rng)
     arrays = {"features": features, "boxes": boxes, "scale": np.float32(SCALE)}
-    for size in [(3, 3), (2, 4)]:
-        cotangent = rng.normal(size=(len(boxes), *size, 3)).astype(np.float32)
-        arrays[f"cotangent_{size[0]}x{size[1]}"] = cotangent
-        for ratio, aligned in itertools.product([1, 2, 3], [False, True]):
-            name = f"align_{size[0]}x{size[1]}_{ratio}_{'aligned' if aligned else 'plain'}"
-            operator = ops.RoIAlign(size, SCALE, ratio, aligned)
-            arrays[name], arrays[f"{name}_grad"] = run(operator, features, boxes, cotangent)
-        name = f"pool_{size[0]}x{size[1]}"
-        operator = ops.RoIPool(size, SCALE)
-        arrays[name], arrays[f"{name}_grad"] = run(operator, features, boxes, cotangent)
+    arrays["cotangent"] = rng.normal(size=(len(boxes), *SIZE, 3)).astype(np.float32)
+    operators = {"pool": ops.RoIPool(SIZE, SCALE)}
+    for ratio, aligned in itertools.product([1, 2, 3], [False, True]):
+        name = f"align_{ratio}_{'aligned' if aligned else 'plain'}"
+        operators[name] = ops.RoIAlign(SIZE, SCALE, ratio, aligned)
+    for name, operator in operators.items():
+        out = run(operator, features, boxes, arrays["cotangent"])
+        arrays[name], arrays[f"{name}_grad"] = out
 
     # Boxes of areas at, just under and just over each threshold between levels.
     sides = np.array([1, 20, 56, 112, 224, 448, 896, 5000])[:, None] * [0.9999, 1, 1.0001]
