@@ -1,10 +1,9 @@
 import pickle
 
-import cv2
 import numpy as np
 import pytest
 
-from jaxdet.data import coco_json, pictures, sources, splits
+from jaxdet.data import coco_json, pictures, sources
 from jaxdet.data.sources import DataError
 
 OBJECTS = [(5, 6, 10, 20, 7), (0, 0, 60, 40, 3), (30.0, 10.0, 8.0, 9.0, 3)]
@@ -102,73 +101,9 @@ def test_nothing_found(tmp_path):
         sources.open_folder(tmp_path / "missing", split="train")
 
 
-@pytest.mark.parametrize(
-    ("path", "want"),
-    [
-        ("annotations/instances_train2017.json", "train"),
-        ("valid/_annotations.coco.json", "val"),
-        ("nuts/trainval.json", "trainval"),
-        ("train/images/test", "test"),
-        ("contest/straining.json", None),
-    ],
-)
-def test_split_of(path, want):
-    assert splits.split_of(path) == want
-
-
-def test_choose():
-    assert splits.choose("train", {"trainval", "test"}) == ("trainval", False)
-    assert splits.choose("val", {"train", "val", "test"}) == ("val", False)
-    assert splits.choose("val", {"train"}) == ("train", True)
-    assert splits.choose("train", {"all"}) == ("all", True)
-    assert splits.choose("trainval", {"train", "trainval"}) == ("trainval", False)
-    for split, parts in (("tran", {"train"}), ("val", set()), ("trainval", {"train"})):
-        with pytest.raises(ValueError):
-            splits.choose(split, parts)
-
-
-def test_divide_ignores_order():
-    held_out = {"abcdefgh"[i] for i in splits.divide("abcdefgh", "val")}
-    assert held_out == {"hgfedcba"[i] for i in splits.divide("hgfedcba", "val")}
-    assert splits.divide("a", "train") == [0] and splits.divide("a", "val") == []
-
-
 def cut_off(path):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_truncated_picture(tmp_path, write_picture, suffix):
-    path = tmp_path / f"a.{suffix}"
-    write_picture(path)
-    pictures.read_picture(path)
-    cut_off(path)
-    with pytest.raises(DataError, match=rf"a.{suffix}: the picture is cut off"):
-        pictures.read_picture(path)
-
-
-def test_thumbnail_does_not_hide_truncation(tmp_path, write_picture):
-    """The end marker of a small picture within the header is not the end of the file."""
-    path = tmp_path / "a.jpg"
-    write_picture(path)
-    whole, thumbnail = path.read_bytes(), cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1]
-    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail.tobytes()
-    path.write_bytes(whole[:2] + segment + whole[2:])
-    pictures.read_picture(path)
-    cut_off(path)
-    with pytest.raises(DataError, match="cut off"):
-        pictures.read_picture(path)
-
-
-def test_grey_and_alpha_pictures_are_rgb(tmp_path, rng):
-    grey = rng.integers(0, 256, (6, 5), dtype=np.uint8)
-    cv2.imwrite(str(tmp_path / "grey.png"), grey)
-    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([grey, grey, grey // 2, grey]))
-    got = pictures.read_picture(tmp_path / "grey.png")
-    np.testing.assert_array_equal(got, np.dstack([grey] * 3))
-    got = pictures.read_picture(tmp_path / "alpha.png")
-    np.testing.assert_array_equal(got, np.dstack([grey // 2, grey, grey]))
 
 
 def test_validate_names_every_bad_picture(voc_folder, write_picture):
@@ -242,8 +177,3 @@ def test_sources_can_be_pickled(voc_folder):
     source = sources.open_folder(voc_folder, split="val")
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(again[1][0], source[1][0])
-
-
-def test_category_ids_one_a_class():
-    with pytest.raises(ValueError, match="one category id a class"):
-        sources.Source("x", ("a", "b"), (), read=lambda i: np.zeros((1, 1, 3)), category_ids=(1,))

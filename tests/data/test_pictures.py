@@ -1,0 +1,71 @@
+import cv2
+import numpy as np
+import pytest
+
+from jaxdet.data import pictures
+from jaxdet.data.records import DataError
+
+
+def cut_off(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_picture(tmp_path, write_picture, suffix):
+    path = tmp_path / f"a.{suffix}"
+    write_picture(path)
+    pictures.read_picture(path)
+    cut_off(path)
+    with pytest.raises(DataError, match=rf"a.{suffix}: the picture is cut off"):
+        pictures.read_picture(path)
+
+
+def test_thumbnail_does_not_hide_truncation(tmp_path, write_picture):
+    """The end marker of a small picture within the header is not the end of the file."""
+    path = tmp_path / "a.jpg"
+    write_picture(path)
+    whole, thumbnail = path.read_bytes(), cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1]
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail.tobytes()
+    path.write_bytes(whole[:2] + segment + whole[2:])
+    pictures.read_picture(path)
+    cut_off(path)
+    with pytest.raises(DataError, match="cut off"):
+        pictures.read_picture(path)
+
+
+def test_grey_and_alpha_pictures_are_rgb(tmp_path, rng):
+    grey = rng.integers(0, 256, (6, 5), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([grey, grey, grey // 2, grey]))
+    got = pictures.read_picture(tmp_path / "grey.png")
+    np.testing.assert_array_equal(got, np.dstack([grey] * 3))
+    got = pictures.read_picture(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(got, np.dstack([grey // 2, grey, grey]))
+
+
+def test_missing_and_unreadable(tmp_path):
+    with pytest.raises(DataError, match=r"gone.jpg: cannot be read \(No such file"):
+        pictures.read_picture(tmp_path / "gone.jpg")
+    (tmp_path / "text.jpg").write_text("text")
+    with pytest.raises(DataError, match=r"text.jpg: not a picture"):
+        pictures.read_picture(tmp_path / "text.jpg")
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(DataError, match=r"empty.jpg: the picture is cut off \(0 bytes\)"):
+        pictures.read_picture(tmp_path / "empty.jpg")
+
+
+def test_orientation_is_applied_on_request_only(tmp_path, write_picture):
+    """EXIF orientation 6: turn the stored picture a quarter to the right to show it."""
+    path = tmp_path / "a.jpg"
+    write_picture(path, 40, 60)
+    entry = bytes.fromhex("0112 0003 00000001 0006 0000")
+    tiff = b"MM\x00\x2a\x00\x00\x00\x08\x00\x01" + entry + b"\x00\x00\x00\x00"
+    exif = b"Exif\x00\x00" + tiff
+    whole = path.read_bytes()
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    path.write_bytes(whole[:2] + segment + whole[2:])
+    stored = pictures.read_picture(path)
+    assert stored.shape == (40, 60, 3)
+    shown = pictures.read_picture(path, orientation=True)
+    np.testing.assert_array_equal(shown, np.rot90(stored, -1))
