@@ -1,0 +1,310 @@
+"""Faster R-CNN: trains, evaluates, shows what it found; on generated scenes or on your pictures.
+
+Source    Ren et al. 2015 (arXiv:1506.01497v3); feature pyramids Lin et al. 2017 (arXiv:1612.03144).
+Expected  see EXPECTED.
+Run       python experiments/faster_rcnn.py
+          python experiments/faster_rcnn.py folder --data PATH
+Check     python experiments/faster_rcnn.py smoke
+Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/, pictures/,
+          detections.json (a COCO results file), precision_recall.png, curves.png, results.json
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+import time
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import tqdm
+
+from jaxdet import predictor
+from jaxdet.data import pipeline, shapes, sources
+from jaxdet.data.augment import Augmentation
+from jaxdet.data.records import DataError, Source
+from jaxdet.metrics import coco
+from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
+from jaxdet.structures import Batch, Images
+from jaxdet.systems import faster_rcnn
+from jaxdet.systems.faster_rcnn import Architecture, DetectOptions, LossOptions
+from jaxdet.training import checkpoints, logging, loop, parallel, recipes, schedules, state, steps
+from jaxdet.viz import draw, figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every number of this experiment; each field is also a flag."""
+
+    data: str = "shapes"
+    """`shapes`, or a path: a COCO JSON or folder, a VOC folder, pictures with XML files."""
+    images: pathlib.Path | None = None
+    """Folder of the pictures of a COCO JSON that lie far from it."""
+    data_dir: pathlib.Path = pathlib.Path("data")
+    """Where generated data sets are kept."""
+    scenes: Literal["full", "tiny"] = "full"
+    """Which drawing of `shapes`."""
+    train_split: str = "train"
+    """Part of the data that is trained on."""
+    val_split: str = "val"
+    """Part that is evaluated during training and that picks the best checkpoint."""
+    test_split: str = "test"
+    """Part that the final numbers are from; folders without one give `val` again."""
+    canvases: tuple[tuple[int, int], ...] = ((128, 128),)
+    """(height, width) of the arrays that pictures are resized onto, multiples of 32."""
+    max_objects: int | None = None
+    """Rows for ground truth of an image; what the data needs if None."""
+    augmentation: Augmentation = Augmentation()
+    architecture: Architecture = Architecture()
+    loss: LossOptions = LossOptions()
+    detect: DetectOptions = DetectOptions()
+    batch_size: int = 16
+    """Images per update, over all devices."""
+    steps: int = 1000
+    """Updates."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.02
+    """At batch size 16; it grows with the batch."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    warmup_steps: int = 200
+    weight_decay: float = 1e-4
+    """Not applied to norms and biases."""
+    clip_norm: float | None = 10.0
+    """Longest gradient; None for no clipping."""
+    ema_decay: float = 0.998
+    """Of the moving average of parameters that is evaluated; 0 for none."""
+    bfloat16: bool = False
+    """Whether layers compute in bfloat16; parameters, boxes and losses stay float32."""
+    seed: int = 0
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    log_every: int = 20
+    n_pictures: int = 8
+    """Pictures drawn at each evaluation."""
+    threads: int = 1
+    """Of the input pipeline."""
+    out: pathlib.Path = pathlib.Path("runs/faster_rcnn")
+    """Folder of the run; one with checkpoints is gone on with."""
+
+
+SMALL = Architecture(
+    depth=18,
+    width=32,
+    norm="batch",
+    n_frozen=0,
+    first_stage=1,
+    pyramid_features=64,
+    anchor_sizes=((24,), (40,), (64,)),
+    canonical_size=112,
+    head_features=256,
+    aligned=True,
+)
+SHAPES = Config(
+    architecture=SMALL,
+    loss=LossOptions(
+        anchors=RPNTargets(sample_size=64),
+        proposals=ProposalOptions(pre_nms=200, post_nms=100),
+        sample_size=64,
+    ),
+    detect=DetectOptions(max_candidates=400, proposals=ProposalOptions(pre_nms=200, post_nms=100)),
+    steps=2000,
+    out=pathlib.Path("runs/shapes"),
+)
+CONFIGS = {
+    "shapes": ("Generated scenes; 8 minutes on two CPU cores.", SHAPES),
+}
+
+
+def open_split(config: Config, split: str) -> Source:
+    """Opens a part of the data and says what it holds."""
+    if config.data == "shapes":
+        drawing = {"full": shapes.FULL, "tiny": shapes.TINY}[config.scenes]
+        name = {"val": "validation"}.get(split, split)
+        source = shapes.load(name, data_dir=config.data_dir, config=drawing)
+    else:
+        path = pathlib.Path(config.data)
+        source = sources.open_folder(path, split=split, images=config.images)
+        with tqdm.tqdm(total=len(source), desc=f"looking through {split}", leave=False) as bar:
+            sources.validate(source, progress=lambda done: bar.update(done - bar.n))
+    print(sources.describe(source), flush=True)
+    return source
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Builds the optimizer and its schedule."""
+    peak = schedules.scaled(config.learning_rate, config.batch_size)
+    make = {"cosine": schedules.cosine_schedule, "step": schedules.step_schedule}[config.schedule]
+    schedule = make(peak, steps=config.steps, warmup_steps=config.warmup_steps)
+    optimizer = {"sgd": schedules.sgd, "adamw": schedules.adamw}[config.optimizer]
+    return optimizer(
+        schedule,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        trainable=functools.partial(
+            faster_rcnn.is_trainable, architecture=config.architecture
+        ),
+    )
+
+
+def initial_variables(model: faster_rcnn.FasterRCNN, config: Config) -> Any:
+    """Draws the parameters."""
+    height, width = config.canvases[0]
+    blank = Images(
+        jnp.zeros((1, height, width, 3), jnp.uint8), jnp.array([[height, width]], jnp.int32)
+    )
+    return jax.jit(model.init)(jax.random.key(config.seed), blank)
+
+
+def validation_loss(eval_step: Any, variables: Any, batches: Any, *, seed: int) -> dict[str, float]:
+    """Means of the losses over a split, by name."""
+    sums: steps.Sums = {}
+    for batch in batches:
+        sums = steps.merge(sums, jax.device_get(eval_step(jax.random.key(seed), variables, batch)))
+    return {name: float(value) for name, value in steps.means(sums).items()}
+
+
+def main(config: Config) -> dict[str, float]:
+    """Trains, evaluates, writes; returns the metrics of the test split."""
+    begun = time.perf_counter()
+    config.out.mkdir(parents=True, exist_ok=True)
+
+    # Data.
+    train, val = (open_split(config, split) for split in (config.train_split, config.val_split))
+    rows = config.max_objects or pipeline.max_object_count(train)
+    if cut := pipeline.count_cut(train, rows):
+        print(f"{cut} objects do not fit into {rows} rows an image and are left out.")
+    batches = pipeline.train_pipeline(
+        train,
+        canvases=config.canvases,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augmentation=config.augmentation,
+        max_objects=rows,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    # Model, optimizer, state.
+    dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
+    model = faster_rcnn.build(
+        len(train.classes), config.architecture, axis_name=parallel.AXIS, dtype=dtype
+    )
+    variables = initial_variables(model, config)
+    n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    print(f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform}")
+    tx = make_optimizer(config)
+    first = parallel.replicate(
+        state.init_state(jax.random.key(config.seed), variables, tx, ema=config.ema_decay > 0)
+    )
+
+    # One update, and what is looked at now and then.
+    loss = functools.partial(faster_rcnn.loss, model, options=config.loss)
+    train_step = parallel.parallel_train_step(
+        functools.partial(
+            steps.train_step,
+            loss_fn=loss,
+            tx=tx,
+            ema_decay=config.ema_decay,
+            axis_name=parallel.AXIS,
+        )
+    )
+    eval_step = parallel.parallel_eval_step(
+        functools.partial(steps.eval_step, loss_fn=loss, axis_name=parallel.AXIS)
+    )
+    finder = predictor.faster_rcnn_predictor(
+        config.architecture,
+        classes=train.classes,
+        category_ids=train.category_ids,
+        canvases=config.canvases,
+        options=config.detect,
+    )
+    log = logging.MetricsLog(config.out)
+    (config.out / "config.json").write_text(
+        logging.json.dumps(recipes.as_json(config), indent=2) + "\n"
+    )
+    val_batches = pipeline.eval_pipeline(
+        val, canvases=config.canvases, batch_size=config.batch_size, max_objects=rows
+    )
+    truth = sources.to_coco(val)
+
+    def evaluate(now: state.TrainState) -> dict[str, float]:
+        averaged = state.ema_variables(now)
+        found = predictor.detect_source(finder, averaged, val, batch_size=config.batch_size)
+        sheet = predictor.contact_sheet(val, found, n_pictures=config.n_pictures)
+        step = int(now.step)
+        draw.save_png(config.out / "pictures" / f"val_{step:06d}.png", sheet)
+        log.image(step, "val", sheet)
+        metrics = coco.evaluate_boxes(truth, found).metrics
+        losses = validation_loss(
+            eval_step, averaged, pipeline.iterate(val_batches), seed=config.seed
+        )
+        return losses | metrics
+
+    saved = checkpoints.Checkpoints(
+        config.out / "checkpoints",
+        metadata={
+            "system": "faster_rcnn",
+            "architecture": dataclasses.asdict(config.architecture),
+            "detect": config.detect._asdict(),
+            "canvases": config.canvases,
+            "classes": train.classes,
+            "category_ids": train.category_ids,
+            "config": recipes.as_json(config),
+        },
+    )
+
+    # The loop, then the best checkpoint on the test split.
+    loop.run(
+        first,
+        step=train_step,
+        batches=functools.partial(pipeline.iterate, batches, threads=config.threads),
+        steps=config.steps,
+        checkpoints=saved,
+        log=log,
+        evaluate=evaluate,
+        best_metric="AP",
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+    )
+    saved.close()
+    log.close()
+    return report(config, finder, seconds=time.perf_counter() - begun, begun=begun)
+
+
+def report(config: Config, finder: predictor.Predictor, *, seconds: float, begun: float):
+    """Evaluates the best checkpoint on the test split, writes tables and pictures."""
+    test = open_split(config, config.test_split)
+    variables, metadata = checkpoints.load_variables(config.out)
+    found = predictor.detect_source(finder, variables, test, batch_size=config.batch_size)
+    coco.write_results(config.out / "detections.json", found)
+    evaluation = coco.evaluate_boxes(sources.to_coco(test), config.out / "detections.json")
+    draw.save_png(
+        config.out / "pictures" / "test.png",
+        predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures),
+    )
+    figures.precision_recall_figure(
+        config.out / "precision_recall.png", evaluation.precision50, list(evaluation.per_class)
+    )
+    figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
+    print(evaluation.metrics)
+    logging.write_results(
+        config.out / "results.json",
+        evaluation.metrics,
+        seconds=time.perf_counter() - begun,
+        seed=config.seed,
+    )
+    return evaluation.metrics
+
+
+if __name__ == "__main__":
+    try:
+        main(recipes.from_command_line(CONFIGS, default="shapes", description=__doc__ or ""))
+    except loop.Interrupted as stop:
+        print(f"\n{stop} The same command goes on from there.", file=sys.stderr)
+        raise SystemExit(stop.exit_code) from None
+    except (DataError, loop.TrainingDiverged) as fault:
+        print(f"\n{fault}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,54 @@
+"""Named configurations of an experiment, and the command line that chooses and changes them."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+Config = TypeVar("Config")
+
+
+def from_command_line(
+    configs: Mapping[str, tuple[str, Config]],
+    *,
+    default: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+) -> Config:
+    """Returns the named configuration with the flags that follow it.
+
+        python experiments/x.py NAME --flag value
+
+    Args:
+      configs: (what it is for, the configuration) by name; all of one dataclass.
+      default: The name when none is given.
+      description: Shown by `--help`, above the names.
+      arguments: In place of the command line's.
+
+    Raises:
+      SystemExit: After `--help`, and where a name or flag is unknown.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name = arguments.pop(0) if named else default
+    if name not in configs:
+        print(f"There is no config {name!r}; choose one of: {', '.join(configs)}.", file=sys.stderr)
+        raise SystemExit(2)
+    width = max(map(len, configs))
+    listing = "\n".join(f"  {key:{width}}  {text}" for key, (text, _) in configs.items())
+    config = configs[name][1]
+    return tyro.cli(
+        type(config),
+        default=config,
+        args=arguments,
+        description=f"{description}\n\nConfigs (the first word; '{default}' if none is given):\n"
+        f"{listing}\n\nFlags change the config; shown below with the values of '{name}'.",
+    )
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """Returns a configuration as JSON holds it: lists for tuples, strings for paths."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
