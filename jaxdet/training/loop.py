@@ -85,6 +85,8 @@ def run(
         does what it does without this function.
     """
     _check_intervals(evaluate_every, checkpoint_every, log_every)
+    if best_metric is not None and evaluate is None:
+        raise ValueError(f"best_metric needs evaluate. Got {best_metric!r}")
     journal = _Journal(log, checkpoints, steps=steps, every=log_every, progress=progress)
     judge = _Judge(evaluate, best_metric, log, checkpoints)
     state, evaluated = _resume(state, checkpoints, log)

@@ -72,7 +72,7 @@ def train_step(
         counts = jax.lax.stop_gradient({name: count for name, (_, count) in terms.items()})
         counts = _sum_over(counts, axis_name)
         shares = {name: _mean(total, counts[name]) for name, (total, _) in terms.items()}
-        return weighted_total(shares, loss_weights), (terms, aux)
+        return weighted_total(shares, loss_weights=loss_weights), (terms, aux)
 
     grads, (terms, aux) = jax.grad(local_loss, has_aux=True)(state.params)
     grads, sums = _sum_over((grads, _named(terms, aux)), axis_name)
@@ -90,7 +90,7 @@ def train_step(
     )
     metrics = means(sums)
     term_means = {name: metrics[f"loss/{name}"] for name in terms}
-    metrics["loss"] = weighted_total(term_means, loss_weights)
+    metrics["loss"] = weighted_total(term_means, loss_weights=loss_weights)
     metrics["grad_norm"] = optax.tree.norm(grads)
     return state, metrics
 
@@ -150,7 +150,7 @@ def means(sums: Sums) -> dict[str, Float[Array, ""]]:
 
 
 def weighted_total(
-    terms: Mapping[str, Float[Array, ""]], loss_weights: Mapping[str, float] | None = None
+    terms: Mapping[str, Float[Array, ""]], *, loss_weights: Mapping[str, float] | None = None
 ) -> Float[Array, ""]:
     """Sum over terms of weight times mean.
 

@@ -17,18 +17,10 @@ import toy_regression as toy
 from jaxdet.training import checkpoints, logging, loop, parallel
 
 STEPS = 9
-COMPILED = {}
 
 
 class Killed(Exception):
     pass
-
-
-def compiled_step():
-    """One compilation for all tests of this file."""
-    if not COMPILED:
-        COMPILED["step"] = parallel.parallel_train_step(toy.step("devices"))
-    return COMPILED["step"]
 
 
 def score(state):
@@ -44,7 +36,7 @@ def train(directory, *, steps=STEPS, step=None, evaluate=score, batches=toy.batc
     try:
         return loop.run(
             parallel.replicate(toy.init()),
-            step=step or compiled_step(),
+            step=step or toy.parallel_step(),
             batches=batches,
             steps=steps,
             checkpoints=saved,
@@ -66,7 +58,7 @@ def killed_after(n):
     def step(state, batch):
         if next(left) == 0:
             raise Killed
-        return compiled_step()(state, batch)
+        return toy.parallel_step()(state, batch)
 
     return step
 
@@ -78,7 +70,7 @@ def signalled_after(n, signum=signal.SIGTERM, *, step=None):
     def stopping_step(state, batch):
         if next(left) == 1:
             os.kill(os.getpid(), signum)
-        return (step or compiled_step())(state, batch)
+        return (step or toy.parallel_step())(state, batch)
 
     return stopping_step
 
@@ -185,7 +177,7 @@ def test_kill_9_leaves_a_checkpoint_to_go_on_from(whole, tmp_path):
 
 def nan_at(n, name="loss"):
     def step(state, batch):
-        state, metrics = compiled_step()(state, batch)
+        state, metrics = toy.parallel_step()(state, batch)
         return state, metrics | {name: jnp.nan} if int(state.step) == n else metrics
 
     return step
@@ -202,10 +194,10 @@ def test_divergence_is_never_saved(tmp_path, stop, name):
 
 def test_parameters_out_of_range_are_never_saved(tmp_path):
     def step(state, batch):
-        state, metrics = compiled_step()(state, batch)
+        state, metrics = toy.parallel_step()(state, batch)
         return state._replace(params=jax.tree.map(lambda x: x * jnp.inf, state.params)), metrics
 
-    with pytest.raises(loop.TrainingDiverged, match="after step 2.*there is none"):
+    with pytest.raises(loop.TrainingDiverged, match=r"after step 2.*there is none"):
         train(tmp_path, step=step)
 
 
@@ -250,6 +242,8 @@ def test_misuse(tmp_path):
         train(tmp_path, batches=lambda start: itertools.islice(toy.batches(start), 3))
     with pytest.raises(ValueError, match=r"best_metric must be one of .'ap'.*'score'"):
         train(tmp_path, evaluate=lambda state: {"ap": 1.0})
+    with pytest.raises(ValueError, match=r"best_metric needs evaluate\. Got 'score'"):
+        train(tmp_path, evaluate=None)
     train(tmp_path, steps=4)
     with pytest.raises(ValueError, match=r"checkpoint's 4. Got 2"):
         train(tmp_path, steps=2)

@@ -68,9 +68,14 @@ def optimizer():
     return schedules.sgd(schedule, clip_norm=5.0)
 
 
+@functools.cache
+def first_variables():
+    example = np.zeros((8, 6), np.float32)
+    return jax.jit(functools.partial(Toy().init, train=True))(jax.random.key(0), example)
+
+
 def init(*, ema=True):
-    variables = Toy().init(jax.random.key(0), np.zeros((8, 6), np.float32), train=True)
-    return state.init_state(jax.random.key(1), variables, optimizer(), ema=ema)
+    return state.init_state(jax.random.key(1), first_variables(), optimizer(), ema=ema)
 
 
 def step(axis_name=None, *, ema_decay=0.9, **options):
@@ -82,6 +87,12 @@ def step(axis_name=None, *, ema_decay=0.9, **options):
         axis_name=axis_name,
         **options,
     )
+
+
+@functools.cache
+def parallel_step():
+    """One compilation for all tests that need a step on all devices."""
+    return parallel.parallel_train_step(step(parallel.AXIS, loss_weights={"few": 0.5}))
 
 
 def to_bytes(tree):

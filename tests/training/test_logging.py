@@ -1,0 +1,83 @@
+"""Rows, pictures and results on disk."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from jaxdet.training import logging
+
+
+@pytest.fixture
+def log(tmp_path):
+    opened = logging.MetricsLog(tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_a_row_is_on_disk_at_once(log, tmp_path):
+    log.write(3, {"loss": np.float32(0.5), "n": 2})
+    assert logging.read_rows(tmp_path) == [{"step": 3, "loss": 0.5, "n": 2.0}]
+
+
+def test_truncate_drops_what_came_later_and_what_was_cut(log, tmp_path):
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    log.truncate(2)
+    log.write(3, {"loss": 30})
+    assert [row["loss"] for row in logging.read_rows(tmp_path)] == [1, 2, 30]
+
+
+def test_goes_on_with_an_earlier_log(tmp_path):
+    for step in (1, 2):
+        log = logging.MetricsLog(tmp_path)
+        log.write(step, {"loss": step})
+        log.close()
+    assert [row["step"] for row in logging.read_rows(tmp_path)] == [1, 2]
+
+
+def test_broken_rows_are_named(log, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"Row 2 .*nonsense"):
+        logging.read_rows(tmp_path)
+
+
+def test_tensorboard_gets_numbers_and_pictures(log, tmp_path):
+    log.write(3, {"eval/ap": 0.5})
+    log.image(3, "scene", np.zeros((4, 5, 3), np.uint8))
+    log.close()
+    written = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+    assert b"eval/ap" in written
+    assert b"scene" in written and b"PNG" in written
+
+
+def test_results_say_how_to_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "smoke"])
+    path = tmp_path / "new" / "results.json"
+    logging.write_results(path, {"ap": np.float32(0.25)}, seconds=1.5, seed=7)
+    results = json.loads(path.read_text())
+    versions = results.pop("versions")
+    assert results == {
+        "metrics": {"ap": 0.25},
+        "seconds": 1.5,
+        "seed": 7,
+        "command": ["train.py", "smoke"],
+    }
+    assert versions["numpy"] == np.__version__
+    assert set(versions) == {"jaxdet", "jax", "jaxlib", "flax", "optax", "numpy", "python"}
+
+
+def test_an_unfinished_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    logging.write_atomically(path, "old")
+
+    def full(_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(logging.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        logging.write_atomically(path, "new")
+    assert path.read_text() == "old"
