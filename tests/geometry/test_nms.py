@@ -52,13 +52,12 @@ def test_matches_greedy_loop(rng, threshold):
     assert min(lengths) >= 3
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.7])
-def test_groups_match_greedy_loop(compiled, rng, threshold):
-    run = functools.partial(nms.batched_nms, iou_threshold=threshold, max_outputs=K)
+def test_groups_match_greedy_loop(compiled, rng):
+    run = functools.partial(nms.batched_nms, iou_threshold=0.3, max_outputs=K)
     boxes, scores = clustered(rng)
     groups = jnp.asarray(rng.choice([-7, 0, 90], N))
     valid = jnp.asarray(rng.uniform(size=N) < 0.9)
-    want = greedy(boxes, scores, groups, valid, threshold, K)
+    want = greedy(boxes, scores, groups, valid, 0.3, K)
     assert rows(compiled(run)(boxes, scores, groups, valid)) == want
 
 
@@ -121,8 +120,8 @@ def test_degenerate_boxes_stay():
 
 
 @pytest.mark.parametrize("n", [0, 3])
-def test_nothing_valid(compiled, n):
-    run = compiled(functools.partial(nms.nms, iou_threshold=0.5, max_outputs=2))
+def test_nothing_valid(n):
+    run = jax.jit(functools.partial(nms.nms, iou_threshold=0.5, max_outputs=2))
     assert rows(run(jnp.ones((n, 4)), jnp.ones(n), jnp.zeros(n, bool))) == []
 
 

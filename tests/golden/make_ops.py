@@ -32,7 +32,7 @@ def main() -> None:
     out = {"boxes": boxes, "anchors": anchors, "scores": scores, "groups": groups}
 
     out["iou"] = ops.box_iou(boxes[:10], anchors[:10])
-    for threshold in (0.3, 0.5, 0.7):
+    for threshold in (0.3, 0.7):
         out[f"nms_{threshold}"] = ops.nms(boxes, scores, threshold)
         out[f"batched_nms_{threshold}"] = ops.batched_nms(boxes, scores, groups, threshold)
 

@@ -8,6 +8,7 @@ import pytest
 from jaxdet.targets import sampling
 
 M = 40
+sample_16 = jax.jit(functools.partial(sampling.sample_balanced, size=16, positive_fraction=0.3))
 
 
 def masks(rng, n_positive, n_negative, m=M):
@@ -30,10 +31,9 @@ def masks(rng, n_positive, n_negative, m=M):
         (0, 0, (0, 0)),
     ],
 )
-def test_counts_members_and_order(compiled, rng, n_positive, n_negative, want):
+def test_counts_members_and_order(rng, n_positive, n_negative, want):
     positive, negative = masks(rng, n_positive, n_negative)
-    run = functools.partial(sampling.sample_balanced, size=16, positive_fraction=0.3)
-    got = compiled(run)(jax.random.key(3), positive, negative)
+    got = sample_16(jax.random.key(3), positive, negative)
     index, is_positive, valid = map(np.array, got)
     slots = np.arange(16)
     np.testing.assert_array_equal(is_positive, slots < want[0])
@@ -81,10 +81,9 @@ def test_rows_are_drawn_uniformly(rng):
 def test_vmap_draws_what_one_image_draws(rng):
     positive, negative = map(jnp.stack, zip(*[masks(rng, 9, 25) for _ in range(3)], strict=True))
     keys = jax.random.split(jax.random.key(2), 3)
-    run = jax.jit(functools.partial(sampling.sample_balanced, size=16, positive_fraction=0.25))
-    batch = jax.jit(jax.vmap(run))(keys, positive, negative)
+    batch = jax.jit(jax.vmap(sample_16))(keys, positive, negative)
     for i in range(3):
-        single = run(keys[i], positive[i], negative[i])
+        single = sample_16(keys[i], positive[i], negative[i])
         jax.tree.map(lambda b, s, i=i: np.testing.assert_array_equal(b[i], s), batch, single)
     assert not np.array_equal(batch.index[0], batch.index[1])
 
