@@ -53,19 +53,19 @@ def test_rounds_halves_away_from_zero():
 
 
 @pytest.mark.parametrize("size", [(3, 5), (7, 7)], ids=str)
-def test_matches_oracle(rng, compiled, size):
+def test_matches_oracle(rng, size):
     features, boxes = random_inputs(rng, 12)
-    got = compiled(functools.partial(roi_pool, output_size=size))(features, boxes)
+    got = jax.jit(functools.partial(roi_pool, output_size=size))(features, boxes)
     want = [pool_one(np.array(features), box, size) for box in np.array(boxes)]
     np.testing.assert_array_equal(got, want)
 
 
-def test_bins_are_exact_for_every_side(compiled):
+def test_bins_are_exact_for_every_side():
     # Compiled float32 divisions would put the edges of many of these bins one cell off.
     features = jnp.arange(120, dtype=jnp.float32)[None, :, None]
     sides = np.arange(120)
     boxes = jnp.asarray(np.stack([0 * sides, 0 * sides, sides, 0 * sides], 1), jnp.float32)
-    got = compiled(functools.partial(roi_pool, output_size=(1, 7)))(features, boxes)
+    got = jax.jit(functools.partial(roi_pool, output_size=(1, 7)))(features, boxes)
     want = [[math.ceil((q + 1) * (side + 1) / 7) - 1 for q in range(7)] for side in sides.tolist()]
     np.testing.assert_array_equal(got[:, 0, :, 0], want)
 
@@ -77,7 +77,7 @@ def test_matches_torchvision():
         output_size=(2, 4),
         spatial_scale=float(GOLDEN["scale"]),
     )
-    got, pull = jax.vjp(pool, jnp.asarray(GOLDEN["features"]))
+    got, pull = jax.vjp(jax.jit(pool), jnp.asarray(GOLDEN["features"]))
     np.testing.assert_array_equal(got, GOLDEN["pool"])
     (grad,) = pull(jnp.asarray(GOLDEN["cotangent"]))
     np.testing.assert_allclose(grad, GOLDEN["pool_grad"], rtol=1e-5, atol=1e-6)
@@ -103,7 +103,7 @@ def test_gradient_by_finite_differences(rng):
 
 def test_no_gradient_for_boxes(rng):
     features, boxes = random_inputs(rng, 4)
-    grad = jax.grad(lambda b: roi_pool(features, b, output_size=2).sum())(boxes)
+    grad = jax.jit(jax.grad(lambda b: roi_pool(features, b, output_size=2).sum()))(boxes)
     assert not grad.any()
 
 
