@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from jaxdet.data import pictures, pipeline
 from jaxdet.data.records import Annotation, Source
 from jaxdet.metrics import coco
+from jaxdet.proposals import rpn
 from jaxdet.structures import Detections, Images
 from jaxdet.systems import faster_rcnn
 from jaxdet.training import checkpoints, parallel
@@ -77,8 +78,11 @@ def load(
             f"{path}: the checkpoint is of system {metadata.get('system')!r}; "
             "this predictor knows 'faster_rcnn'."
         )
-    options = faster_rcnn.DetectOptions(**metadata["detect"])
-    options = options._replace(proposals=type(options.proposals)(*options.proposals))
+    detect = metadata["detect"]
+    # JSON makes a list of the inner record.
+    options = faster_rcnn.DetectOptions(
+        **detect | {"proposals": rpn.ProposalOptions(*detect["proposals"])}
+    )
     if score_threshold is not None:
         options = options._replace(score_threshold=score_threshold)
     predictor = faster_rcnn_predictor(

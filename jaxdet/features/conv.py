@@ -33,6 +33,8 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         """Returns the filtered maps, [b, ceil(h / stride), ceil(w / stride), features]."""
         size, stride = self.kernel_size, self.stride
+        if size % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd. Got {size}.")
         shape = (size, size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         x = x.astype(self.dtype)
@@ -54,7 +56,7 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
     Equal to `nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))` as a maximum of shifted slices. The
     gradient of `reduce_window` takes ten times longer on CPU and has no deterministic form on GPU.
-    Equal values share the gradient evenly.
+    Equal values share the gradient.
     """
     return _max_of_three(_max_of_three(x, axis=1), axis=2)
 
@@ -65,7 +67,5 @@ def _max_of_three(x: Array, *, axis: int) -> Array:
     pads[axis] = (1, 1, 0)
     padded = jax.lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), pads)
     last = (x.shape[axis] - 1) // 2 * 2
-    slices = [
-        jax.lax.slice_in_dim(padded, i, i + last + 1, stride=2, axis=axis) for i in range(3)
-    ]
+    slices = [jax.lax.slice_in_dim(padded, i, i + last + 1, stride=2, axis=axis) for i in range(3)]
     return functools.reduce(jnp.maximum, slices)

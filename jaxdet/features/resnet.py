@@ -30,9 +30,15 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], mask: Bool[Array, "b h2 w2 1"], *, train: bool
+        self,
+        x: Float[Array, "b h w c"],
+        mask_in: Bool[Array, "b h w 1"],
+        mask: Bool[Array, "b h2 w2 1"],
+        *,
+        train: bool,
     ) -> Float[Array, "b h2 w2 c2"]:
-        """Returns the block's output; `mask` is at the output's resolution."""
+        """Returns the block's output; the masks are at the resolutions of `x` and of it."""
+        del mask_in
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
         y = conv(self.width, 3, self.stride, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, mask, train=train))
@@ -56,13 +62,17 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], mask: Bool[Array, "b h2 w2 1"], *, train: bool
+        self,
+        x: Float[Array, "b h w c"],
+        mask_in: Bool[Array, "b h w 1"],
+        mask: Bool[Array, "b h2 w2 1"],
+        *,
+        train: bool,
     ) -> Float[Array, "b h2 w2 c2"]:
-        """Returns the block's output; `mask` is at the output's resolution."""
+        """Returns the block's output; the masks are at the resolutions of `x` and of it."""
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
-        inner = mask if self.stride == 1 else _repeat(mask, x.shape, self.stride)
         y = conv(self.width, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, inner, train=train))
+        y = nn.relu(self.norm(name="bn1")(y, mask_in, train=train))
         y = conv(self.width, 3, self.stride, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, mask, train=train))
         y = conv(self.width * self.expansion, 1, name="conv3")(y)
@@ -94,12 +104,6 @@ def _shortcut(block: Any, x: Array, y: Array, mask: Array, *, train: bool) -> Ar
     return project(x, mask, train=train)
 
 
-def _repeat(mask: Array, shape: tuple[int, ...], stride: int) -> Array:
-    """The mask of a map at `stride` times the resolution."""
-    mask = jnp.repeat(jnp.repeat(mask, stride, axis=1), stride, axis=2)
-    return mask[:, : shape[1], : shape[2]]
-
-
 class _Stage(nn.Module):
     """Blocks at one resolution, named 0, 1, ..."""
 
@@ -111,11 +115,11 @@ class _Stage(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, mask_in: Array, mask: Array, *, train: bool) -> Array:
         for i in range(self.n_blocks):
             stride = self.stride if i == 0 else 1
             block = self.block(self.width, stride, self.norm, self.dtype, name=str(i))
-            x = block(x, mask, train=train)
+            x = block(x, mask_in if i == 0 else mask, mask, train=train)
         return x
 
 
@@ -153,20 +157,26 @@ class ResNet(nn.Module):
         x = Conv(self.width, 7, 2, use_bias=False, dtype=self.dtype, name="conv1")(x)
         mask = valid_mask(sizes, (x.shape[1], x.shape[2]), stride=2)
         x = max_pool(nn.relu(norm(name="bn1")(x, mask, train=train and self.n_frozen < 1)))
+        x = jax.lax.stop_gradient(x) if self.n_frozen > 0 else x
+        mask = valid_mask(sizes, (x.shape[1], x.shape[2]), stride=4)
         maps = []
         for i, n_blocks in enumerate(self.stage_sizes):
-            if self.n_frozen == i + 1:
-                x = jax.lax.stop_gradient(x)
             stride = 1 if i == 0 else 2
             shape = (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
-            mask = valid_mask(sizes, shape, stride=4 * 2**i)
+            mask_in, mask = mask, valid_mask(sizes, shape, stride=4 * 2**i)
             stage = _Stage(
-                self.block, n_blocks, self.width * 2**i, stride, norm, self.dtype, name=f"layer{i + 1}"
+                self.block,
+                n_blocks,
+                self.width * 2**i,
+                stride,
+                norm,
+                self.dtype,
+                name=f"layer{i + 1}",
             )
-            x = stage(x, mask, train=train and self.n_frozen < i + 2)
+            x = stage(x, mask_in, mask, train=train and self.n_frozen < i + 2)
+            # Frozen maps too are read by pyramids, and would pass gradients on.
+            x = jax.lax.stop_gradient(x) if self.n_frozen > i + 1 else x
             maps.append(x)
-        if self.n_frozen > len(self.stage_sizes):
-            maps = [jax.lax.stop_gradient(m) for m in maps]
         return tuple(maps)
 
 

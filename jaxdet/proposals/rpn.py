@@ -25,7 +25,7 @@ from jaxdet.targets import matching, sampling
 
 small_normal = nn.initializers.normal(0.01)
 
-# The count and sum of a loss term.
+# The sum and count of a loss term.
 Term = tuple[Float[Array, ""], Float[Array, ""]]
 
 

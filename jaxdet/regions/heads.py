@@ -37,9 +37,7 @@ class TwoMLPHead(nn.Module):
         """Returns one vector a box."""
         x = x.reshape(x.shape[0], -1)
         for name in ("fc6", "fc7"):
-            dense = nn.Dense(
-                self.features, kernel_init=lecun_uniform, dtype=self.dtype, name=name
-            )
+            dense = nn.Dense(self.features, kernel_init=lecun_uniform, dtype=self.dtype, name=name)
             x = nn.relu(dense(x))
         return x
 
@@ -91,7 +89,7 @@ class RoIHeads(nn.Module):
     ) -> BoxOutputs:
         """Returns logits [b, n, k] and deltas [b, n, j, 4] of boxes in canvas pixels."""
         pyramid = pyramid[: self.n_levels]
-        scales = tuple(x.shape[1] / canvas[0] for x in pyramid)
+        strides = [_stride(x.shape, canvas) for x in pyramid]
 
         def pool(maps: tuple[Array, ...], boxes: Array) -> Array:
             assigned = levels.assign_levels(
@@ -99,13 +97,13 @@ class RoIHeads(nn.Module):
                 n_levels=len(maps),
                 canonical_size=self.canonical_size,
                 canonical_level=self.canonical_level,
-                min_level=(canvas[0] // maps[0].shape[0]).bit_length() - 1,
+                min_level=strides[0].bit_length() - 1,
             )
             return roi_align.pyramid_roi_align(
                 maps,
                 boxes,
                 assigned,
-                spatial_scales=scales,
+                spatial_scales=tuple(1 / stride for stride in strides),
                 output_size=self.output_size,
                 sampling_ratio=self.sampling_ratio,
                 aligned=self.aligned,
@@ -115,3 +113,11 @@ class RoIHeads(nn.Module):
         batch, n = boxes.shape[:2]
         flat = self.box_predictor(self.box_head(pooled.reshape(batch * n, *pooled.shape[2:])))
         return BoxOutputs(*(x.reshape(batch, n, *x.shape[1:]) for x in flat))
+
+
+def _stride(shape: tuple[int, ...], canvas: tuple[int, int]) -> int:
+    """Pixels a cell, a power of two; a canvas that does not divide would shift all boxes."""
+    stride = canvas[0] // shape[1]
+    if (shape[1] * stride, shape[2] * stride) != canvas or stride & (stride - 1):
+        raise ValueError(f"Strides must divide the canvas. Got {canvas} for a map of {shape[1:3]}.")
+    return stride

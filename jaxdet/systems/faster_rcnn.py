@@ -30,6 +30,7 @@ from jaxdet.geometry import coders, nms
 from jaxdet.losses import boxes as box_losses
 from jaxdet.losses import classification
 from jaxdet.proposals import rpn
+from jaxdet.proposals.rpn import RPNOutputs
 from jaxdet.regions import heads
 from jaxdet.structures import Batch, Detections, Images, Instances, Proposals
 from jaxdet.targets import matching, sampling
@@ -87,7 +88,7 @@ class FasterRCNN(nn.Module):
         inside = norm.valid_mask(images.sizes, _canvas(images), stride=1)
         return self.backbone(jnp.where(inside, pixels, 0), images.sizes, train=train)
 
-    def objectness(self, pyramid: tuple[Array, ...], images: Images) -> rpn.RPNOutputs:
+    def objectness(self, pyramid: tuple[Array, ...], images: Images) -> RPNOutputs:
         """Returns what the region proposal network says of every anchor."""
         return self.rpn(pyramid, _canvas(images))
 
@@ -121,7 +122,13 @@ class Architecture:
     """Stages left out of the pyramid; 0 starts it at C2, stride 4."""
     pyramid_features: int = 256
     """Channels of the pyramid."""
-    anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
+    anchor_sizes: tuple[tuple[float, ...], ...] = (
+        (32.0,),
+        (64.0,),
+        (128.0,),
+        (256.0,),
+        (512.0,),
+    )
     """Of each level, pixels; one level more than the pyramid has stages adds P6."""
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Of the anchors, height / width."""
@@ -142,7 +149,7 @@ class Architecture:
 
 def build(
     num_classes: int,
-    architecture: Architecture = Architecture(),  # noqa: B008 - a record that cannot change.
+    architecture: Architecture = Architecture(),
     *,
     axis_name: str | None = None,
     dtype: Any = jnp.float32,
@@ -162,15 +169,18 @@ def build(
             f"`anchor_sizes` must have one entry for each of {spec.n_levels} levels"
             f"{' or one more' if spec.pyramid else ''}. Got {spec.anchor_sizes}."
         )
+    norms = {
+        "batch": functools.partial(norm.BatchNorm, axis_name=axis_name),
+        "frozen": norm.FrozenBatchNorm,
+        "group": norm.GroupNorm,
+    }
+    if spec.norm not in norms:
+        raise ValueError(f"`norm` must be one of {sorted(norms)}. Got {spec.norm!r}.")
     body = resnet.resnet(
         spec.depth,
         n_stages=spec.n_stages,
         width=spec.width,
-        norm={
-            "batch": functools.partial(norm.BatchNorm, axis_name=axis_name),
-            "frozen": norm.FrozenBatchNorm,
-            "group": norm.GroupNorm,
-        }[spec.norm],
+        norm=norms[spec.norm],
         n_frozen=spec.n_frozen,
         dtype=dtype,
     )
