@@ -76,7 +76,10 @@ class Checkpoints:
 
     def last_metadata(self) -> dict[str, Any]:
         """Metadata and notes of the checkpoint to go on from; reads no arrays."""
-        return read_metadata(self.directory / "last")
+        step = self.last_step()
+        if step is None:
+            raise ValueError(f"There is no checkpoint to read. Got {self.directory}")
+        return _read(self._last, step, ("metadata",))["metadata"]
 
     def restore(self, like: TrainState) -> TrainState:
         """The state of the last checkpoint.
@@ -164,14 +167,13 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, Any]:
     return items["metadata"]
 
 
-def _manager(
-    directory: pathlib.Path, *, keep: int | None = None, read_only: bool = False
-) -> ocp.CheckpointManager:
+def _manager(directory: pathlib.Path, *, keep: int | None = None) -> ocp.CheckpointManager:
+    """Opens a series: to write if `keep` is given, otherwise leaving the disk as it is."""
+    writes = keep is not None
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
-        create=not read_only,
-        read_only=read_only,
-        cleanup_tmp_directories=not read_only,  # What a killed save left behind.
+        create=writes,
+        cleanup_tmp_directories=writes,  # What a killed save left behind.
         enable_async_checkpointing=False,
         save_root_metadata=False,
     )
@@ -181,12 +183,12 @@ def _manager(
 def _locate(path: str | pathlib.Path) -> tuple[ocp.CheckpointManager, int]:
     path = pathlib.Path(path).absolute()
     if path.name.isdigit() and path.is_dir():
-        return _manager(path.parent, read_only=True), int(path.name)
+        return _manager(path.parent), int(path.name)
     roots = (path / "checkpoints", path)
     series = [root / name for root in roots for name in ("best", "last")]
     for directory in [*series, path]:
         if directory.is_dir() and any(child.name.isdigit() for child in directory.iterdir()):
-            manager = _manager(directory, read_only=True)
+            manager = _manager(directory)
             step = manager.latest_step()
             if step is not None:
                 return manager, step

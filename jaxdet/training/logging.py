@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -35,13 +36,15 @@ class MetricsLog:
 
         Args:
           step: Updates made so far.
-          values: Numbers by name; "a/b" groups in TensorBoard.
+          values: Numbers by name; "a/b" groups in TensorBoard. NaN, such as the AP of a class that
+            does not occur, becomes null.
         """
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = _plain(values)
         self._rows.write(json.dumps({"step": step} | numbers) + "\n")
         self._rows.flush()
         for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+            if value is not None:
+                self._board.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
         """Adds one picture for TensorBoard.
@@ -113,7 +116,7 @@ def write_results(
     """
     names = ("jaxdet", "jax", "jaxlib", "flax", "optax", "numpy")
     results = {
-        "metrics": {name: float(value) for name, value in metrics.items()},
+        "metrics": _plain(metrics),
         "seconds": seconds,
         "seed": seed,
         "command": sys.argv,
@@ -138,6 +141,12 @@ def write_atomically(path: str | pathlib.Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    numbers = {name: float(value) for name, value in values.items()}
+    return {name: None if math.isnan(x) else x for name, x in numbers.items()}
 
 
 def _version(name: str) -> str | None:

@@ -81,3 +81,13 @@ def test_an_unfinished_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         logging.write_atomically(path, "new")
     assert path.read_text() == "old"
+
+
+def test_nan_becomes_null(tmp_path):
+    log = logging.MetricsLog(tmp_path)
+    log.write(1, {"AP_large": float("nan"), "AP": 0.5})
+    log.close()
+    assert logging.read_rows(tmp_path) == [{"step": 1, "AP_large": None, "AP": 0.5}]
+    logging.write_results(tmp_path / "r.json", {"AP": float("nan")}, seconds=1.0, seed=0)
+    text = (tmp_path / "r.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"AP": None}

@@ -124,6 +124,23 @@ def test_killed_between_best_and_last(whole, tmp_path, monkeypatch):
     assert numbers(tmp_path) == numbers(whole[0])
 
 
+def test_a_best_that_was_never_reached_again_is_forgotten(tmp_path, monkeypatch):
+    save_last = checkpoints.Checkpoints.save_last
+
+    def killed_at_8(self, state, **options):
+        if int(state.step) == 8:
+            raise Killed
+        save_last(self, state, **options)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save_last", killed_at_8)
+    with pytest.raises(Killed):
+        train(tmp_path, checkpoint_every=4)
+    monkeypatch.undo()
+    assert checkpoints.read_metadata(tmp_path)["step"] == 8
+    train(tmp_path, evaluate=lambda state: {"score": -float(state.step)})
+    assert checkpoints.read_metadata(tmp_path)["step"] == 4
+
+
 @pytest.mark.parametrize("stop", [3, 8])  # Step 8 is to be evaluated, 3 is nothing.
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_and_resumed_is_the_same_run(whole, tmp_path, stop, signum):
