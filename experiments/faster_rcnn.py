@@ -11,6 +11,7 @@ Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{las
 
 import dataclasses
 import functools
+import json
 import pathlib
 import sys
 import time
@@ -27,7 +28,7 @@ from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import DataError, Source
 from jaxdet.metrics import coco
 from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
-from jaxdet.structures import Batch, Images
+from jaxdet.structures import Images
 from jaxdet.systems import faster_rcnn
 from jaxdet.systems.faster_rcnn import Architecture, DetectOptions, LossOptions
 from jaxdet.training import checkpoints, logging, loop, parallel, recipes, schedules, state, steps
@@ -96,8 +97,8 @@ SMALL = Architecture(
     n_frozen=0,
     first_stage=1,
     pyramid_features=64,
-    anchor_sizes=((24,), (40,), (64,)),
-    canonical_size=112,
+    anchor_sizes=((24.0,), (40.0,), (64.0,)),
+    canonical_size=112.0,
     head_features=256,
     aligned=True,
 )
@@ -112,8 +113,52 @@ SHAPES = Config(
     steps=2000,
     out=pathlib.Path("runs/shapes"),
 )
+SMOKE = dataclasses.replace(
+    SHAPES,
+    scenes="tiny",
+    architecture=dataclasses.replace(
+        SMALL, width=16, n_stages=3, pyramid_features=16, anchor_sizes=((24.0,), (48.0,)), head_features=16
+    ),
+    loss=LossOptions(
+        anchors=RPNTargets(sample_size=16),
+        proposals=ProposalOptions(pre_nms=20, post_nms=10),
+        sample_size=16,
+    ),
+    detect=DetectOptions(max_candidates=50, proposals=ProposalOptions(pre_nms=20, post_nms=10)),
+    batch_size=4,
+    steps=6,
+    warmup_steps=2,
+    evaluate_every=4,
+    checkpoint_every=2,
+    log_every=1,
+    n_pictures=2,
+    out=pathlib.Path("runs/smoke"),
+)
+FOLDER = dataclasses.replace(
+    SHAPES,
+    canvases=((320, 416), (416, 320)),
+    augmentation=Augmentation(scale=(0.8, 1.25), brightness=0.2, contrast=0.2, saturation=0.2),
+    out=pathlib.Path("runs/folder"),
+)
+PUBLISHED = Config(
+    canvases=((800, 1088), (1088, 800), (800, 1344), (1344, 800)),
+    steps=117_000,
+    schedule="step",
+    warmup_steps=1000,
+    clip_norm=None,
+    ema_decay=0.0,
+    augmentation=Augmentation(),
+    bfloat16=True,
+    evaluate_every=7500,
+    checkpoint_every=2500,
+    threads=8,
+)
 CONFIGS = {
     "shapes": ("Generated scenes; 8 minutes on two CPU cores.", SHAPES),
+    "smoke": ("Seconds; does every part work?", SMOKE),
+    "folder": ("Your own pictures (--data PATH), from random weights.", FOLDER),
+    "voc07": ("PASCAL VOC 2007 (--data VOCdevkit/VOC2007).", PUBLISHED),
+    "coco": ("COCO 2017 (--data coco), accelerators; torchvision's recipe.", PUBLISHED),
 }
 
 
@@ -221,8 +266,8 @@ def main(config: Config) -> dict[str, float]:
         options=config.detect,
     )
     log = logging.MetricsLog(config.out)
-    (config.out / "config.json").write_text(
-        logging.json.dumps(recipes.as_json(config), indent=2) + "\n"
+    logging.write_atomically(
+        config.out / "config.json", json.dumps(recipes.as_json(config), indent=2) + "\n"
     )
     val_batches = pipeline.eval_pipeline(
         val, canvases=config.canvases, batch_size=config.batch_size, max_objects=rows
@@ -271,14 +316,16 @@ def main(config: Config) -> dict[str, float]:
     )
     saved.close()
     log.close()
-    return report(config, finder, seconds=time.perf_counter() - begun, begun=begun)
+    return report(config, finder, begun=begun)
 
 
-def report(config: Config, finder: predictor.Predictor, *, seconds: float, begun: float):
+def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict[str, float]:
     """Evaluates the best checkpoint on the test split, writes tables and pictures."""
     test = open_split(config, config.test_split)
-    variables, metadata = checkpoints.load_variables(config.out)
-    found = predictor.detect_source(finder, variables, test, batch_size=config.batch_size)
+    variables, _ = checkpoints.load_variables(config.out)
+    found = predictor.detect_source(
+        finder, parallel.replicate(variables), test, batch_size=config.batch_size
+    )
     coco.write_results(config.out / "detections.json", found)
     evaluation = coco.evaluate_boxes(sources.to_coco(test), config.out / "detections.json")
     draw.save_png(
@@ -289,7 +336,7 @@ def report(config: Config, finder: predictor.Predictor, *, seconds: float, begun
         config.out / "precision_recall.png", evaluation.precision50, list(evaluation.per_class)
     )
     figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
-    print(evaluation.metrics)
+    print(coco.as_table(evaluation))
     logging.write_results(
         config.out / "results.json",
         evaluation.metrics,

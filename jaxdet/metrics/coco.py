@@ -157,6 +157,24 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     return {"metrics": plain(evaluation.metrics), "per_class": per_class}
 
 
+def as_table(evaluation: Evaluation) -> str:
+    """Returns the twelve numbers and each class's AP as lines of text; "-" is nothing to find."""
+
+    def cells(numbers: Mapping[str, float]) -> list[str]:
+        return ["-" if math.isnan(x) else f"{x:.3f}" for x in numbers.values()]
+
+    lines = []
+    for half in (METRICS[:6], METRICS[6:]):
+        lines.append("".join(f"{name:>11}" for name in half))
+        values = cells({name: evaluation.metrics[name] for name in half})
+        lines.append("".join(f"{value:>11}" for value in values))
+    width = max(map(len, [*evaluation.per_class, "class"]))
+    lines.append(f"{'class':{width}}{'AP':>11}{'AP50':>11}")
+    for name, numbers in evaluation.per_class.items():
+        lines.append(f"{name:{width}}" + "".join(f"{value:>11}" for value in cells(numbers)))
+    return "\n".join(lines)
+
+
 def _number(value: float) -> float:
     """NaN for the evaluator's -1, "there is no such object"."""
     return math.nan if value < 0 else float(value)

@@ -1,0 +1,101 @@
+"""COCO numbers of a checkpoint on annotated pictures, or of a results file that any tool wrote.
+
+Run       python experiments/evaluate.py --data PATH --checkpoint runs/x
+          python experiments/evaluate.py --data PATH --results detections.json
+Writes    OUT/detections.json, OUT/results.json, OUT/precision_recall.png, OUT/pictures.png
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Literal
+
+import tqdm
+import tyro
+
+from jaxdet import predictor
+from jaxdet.data import shapes, sources
+from jaxdet.metrics import coco
+from jaxdet.training import logging
+from jaxdet.viz import draw, figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to evaluate, and on what."""
+
+    data: str
+    """`shapes`, or a path: a COCO JSON or folder, a VOC folder, pictures with XML files."""
+    checkpoint: pathlib.Path | None = None
+    """A run (its best checkpoint), or a checkpoint's own folder."""
+    results: pathlib.Path | None = None
+    """A COCO results file, in place of a checkpoint."""
+    split: str = "test"
+    """Part of the data: train, val or test."""
+    images: pathlib.Path | None = None
+    """Folder of the pictures of a COCO JSON that lie far from it."""
+    data_dir: pathlib.Path = pathlib.Path("data")
+    """Where generated data sets are kept."""
+    scenes: Literal["full", "tiny"] = "full"
+    """Which drawing of `shapes`."""
+    out: pathlib.Path = pathlib.Path("evaluation")
+    """Where to write."""
+    batch_size: int = 8
+    """Pictures at once; a multiple of the number of devices."""
+    n_pictures: int = 16
+    """Pictures drawn, ground truth beside predictions."""
+
+
+def main(config: Config) -> coco.Evaluation:
+    """Evaluates, writes; returns the numbers."""
+    if (config.checkpoint is None) == (config.results is None):
+        raise ValueError("Give either --checkpoint or --results.")
+    finder = variables = None
+    if config.checkpoint is not None:
+        finder, variables = predictor.load(config.checkpoint)
+    if config.data == "shapes":
+        name = {"val": "validation"}.get(config.split, config.split)
+        drawing = {"full": shapes.FULL, "tiny": shapes.TINY}[config.scenes]
+        source = shapes.load(name, data_dir=config.data_dir, config=drawing)
+    else:
+        source = sources.open_folder(
+            pathlib.Path(config.data),
+            split=config.split,
+            images=config.images,
+            classes=finder.classes if finder else None,
+        )
+    print(sources.describe(source), flush=True)
+
+    if finder is not None:
+        with tqdm.tqdm(total=len(source), desc="detecting", unit="picture") as bar:
+            rows = predictor.detect_source(
+                dataclasses.replace(finder, category_ids=source.category_ids),
+                variables,
+                source,
+                batch_size=config.batch_size,
+                progress=lambda done: bar.update(done - bar.n),
+            )
+    else:
+        rows = coco.read_results(config.results)
+    evaluation = coco.evaluate_boxes(sources.to_coco(source), rows)
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    coco.write_results(config.out / "detections.json", rows)
+    text = json.dumps(coco.as_json(evaluation), indent=2) + "\n"
+    logging.write_atomically(config.out / "results.json", text)
+    figures.precision_recall_figure(
+        config.out / "precision_recall.png", evaluation.precision50, list(evaluation.per_class)
+    )
+    sheet = predictor.contact_sheet(source, rows, n_pictures=config.n_pictures)
+    draw.save_png(config.out / "pictures.png", sheet)
+    print(coco.as_table(evaluation))
+    return evaluation
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ValueError as fault:
+        print(fault, file=sys.stderr)
+        raise SystemExit(1) from None

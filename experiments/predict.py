@@ -1,0 +1,86 @@
+"""Finds objects in pictures with a trained detector: drawn PNGs and a COCO results file.
+
+Run       python experiments/predict.py --checkpoint runs/shapes --pictures a.jpg folder/
+Writes    OUT/*.png, one a picture, boxes with class names and scores;
+          OUT/detections.json, a COCO results file, and OUT/pictures.json, its images and categories
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import jax
+import tqdm
+import tyro
+
+from jaxdet import predictor
+from jaxdet.data import sources
+from jaxdet.metrics import coco
+from jaxdet.viz import draw
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to look at, and with what."""
+
+    checkpoint: pathlib.Path
+    """A run (its best checkpoint), or a checkpoint's own folder."""
+    pictures: tuple[pathlib.Path, ...]
+    """Picture files, or folders of them (with their sub folders)."""
+    out: pathlib.Path = pathlib.Path("predictions")
+    """Where to write."""
+    score_threshold: float = 0.5
+    """Less likely detections are not drawn, 0 to 1."""
+    batch_size: int = 8
+    """Pictures at once; a multiple of the number of devices."""
+
+
+def main(config: Config) -> list[dict]:
+    """Detects, draws, writes; returns the rows of the results file."""
+    finder, variables = predictor.load(config.checkpoint)
+    source = predictor.picture_source(config.pictures)
+    size = -(-min(config.batch_size, len(source)) // jax.device_count()) * jax.device_count()
+    with tqdm.tqdm(total=len(source), desc="detecting", unit="picture") as bar:
+        rows = predictor.detect_source(
+            finder,
+            variables,
+            source,
+            batch_size=size,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    config.out.mkdir(parents=True, exist_ok=True)
+    coco.write_results(config.out / "detections.json", rows)
+    truth = sources.to_coco(source) | {
+        "categories": [
+            {"id": key, "name": name}
+            for key, name in zip(finder.category_ids, finder.classes, strict=True)
+        ]
+    }
+    (config.out / "pictures.json").write_text(json.dumps(truth, indent=1) + "\n")
+
+    for index, annotation in enumerate(source.annotations):
+        image, _ = source[index]
+        found = [row for row in rows if row["image_id"] == annotation.image_id]
+        drawn = predictor.draw_results(
+            image,
+            found,
+            classes=finder.classes,
+            category_ids=finder.category_ids,
+            score_threshold=config.score_threshold,
+        )
+        path = config.out / f"{index + 1:05d}_{pathlib.Path(annotation.name).stem}.png"
+        draw.save_png(path, drawn)
+        shown = [row for row in found if row["score"] >= config.score_threshold]
+        names = [finder.classes[finder.category_ids.index(r["category_id"])] for r in shown]
+        counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+        print(f"{annotation.name} -> {path}: {counts or 'nothing found'}")
+    return rows
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ValueError as fault:
+        print(fault, file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,211 @@
+"""Every script's smoke config runs, writes what its header says, and starts where it stopped."""
+
+import collections
+import functools
+import importlib.util
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from jaxdet.data import shapes
+from jaxdet.systems import faster_rcnn as system
+from jaxdet.training import checkpoints, logging, loop, recipes
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+
+
+def load(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"experiment_{name}", EXPERIMENTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def run_script(name, arguments):
+    module = load(name)
+    config = recipes.from_command_line(
+        module.CONFIGS, default="smoke", description="", arguments=[str(a) for a in arguments]
+    )
+    return module.main(config)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir):
+    """A finished smoke run, with how often each function was traced."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    traces = collections.Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        original_loss, original_detect = system.loss, system.detect
+
+        def loss(model, variables, batch, *, train, **options):
+            traces["loss", batch.images.pixels.shape[1:3], train] += 1
+            return original_loss(model, variables, batch, train=train, **options)
+
+        def detect(model, variables, images, **options):
+            traces["detect", images.pixels.shape[1:3]] += 1
+            return original_detect(model, variables, images, **options)
+
+        patch.setattr(system, "loss", loss)
+        patch.setattr(system, "detect", detect)
+        metrics = run_script("faster_rcnn", ["smoke", "--data-dir", data_dir, "--out", out])
+    return out, metrics, traces
+
+
+def test_writes_what_its_header_says(run):
+    out, metrics, _ = run
+    names = (
+        *("config.json", "metrics.jsonl", "detections.json", "results.json"),
+        *("precision_recall.png", "curves.png", "pictures/val_000004.png", "pictures/test.png"),
+    )
+    for name in names:
+        assert (out / name).stat().st_size > 0, name
+    for png in out.rglob("*.png"):
+        assert cv2.imread(str(png)) is not None, png
+    assert any((out / "tensorboard").iterdir())
+    results = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
+    assert results["metrics"].keys() >= {"AP", "AP50", "AR100"}
+    assert results["metrics"]["AP"] == pytest.approx(metrics["AP"])
+    assert results["seed"] == 0 and results["seconds"] > 0
+    rows = logging.read_rows(out)
+    trained = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in trained] == [1, 2, 3, 4, 5, 6]
+    four = {"loss/rpn_objectness", "loss/rpn_box", "loss/roi_class", "loss/roi_box"}
+    assert all(four <= row.keys() for row in trained)
+    evaluated = [row for row in rows if "eval/AP" in row]
+    assert [row["step"] for row in evaluated] == [4, 6]
+    assert all("eval/loss/roi_box" in row for row in evaluated)
+
+
+def test_compiles_once_for_each_canvas(run):
+    _, _, traces = run
+    canvas = (128, 128)
+    assert traces == {("loss", canvas, True): 1, ("loss", canvas, False): 1, ("detect", canvas): 1}
+
+
+def test_predicts_from_the_checkpoint(run, data_dir, tmp_path):
+    out, _, _ = run
+    source = shapes.load("test", data_dir=data_dir, config=shapes.TINY)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        enlarged = cv2.resize(source.read(i)[..., ::-1], (200, 150 + i))
+        cv2.imwrite(str(folder / f"scene_{i}.png"), enlarged)
+    predict = load("predict")
+    config = predict.Config(
+        checkpoint=out, pictures=(folder,), out=tmp_path / "found", score_threshold=0.0
+    )
+    rows = predict.main(config)
+    assert len(list((tmp_path / "found").glob("*_scene_*.png"))) == 3
+    assert json.loads((tmp_path / "found" / "detections.json").read_text()) == rows
+    described = json.loads((tmp_path / "found" / "pictures.json").read_text())
+    assert [image["height"] for image in described["images"]] == [150, 151, 152]
+    assert [c["name"] for c in described["categories"]] == list(source.classes)
+
+
+def test_evaluates_a_checkpoint_and_a_results_file_alike(run, data_dir, tmp_path):
+    out, metrics, _ = run
+    evaluate = load("evaluate")
+    common = {"data": "shapes", "data_dir": data_dir, "scenes": "tiny", "split": "test"}
+    by_checkpoint = evaluate.main(
+        evaluate.Config(**common, checkpoint=out, out=tmp_path / "a", batch_size=4)
+    )
+    by_file = evaluate.main(
+        evaluate.Config(**common, results=out / "detections.json", out=tmp_path / "b")
+    )
+    for found in (by_checkpoint, by_file):
+        assert found.metrics["AP"] == pytest.approx(metrics["AP"], abs=1e-6)
+    with pytest.raises(ValueError, match="either"):
+        evaluate.main(evaluate.Config(**common, out=tmp_path / "c"))
+
+
+def test_trains_on_a_voc_folder_with_two_canvases(tmp_path):
+    """Landscape and portrait pictures, one of them without objects."""
+    draw = np.random.default_rng(0)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(12):
+        height, width = (96, 128) if i % 2 else (128, 96)
+        pixels = draw.integers(0, 255, (height, width, 3), np.uint8)
+        pixels[20:60, 30:70] = (0, 0, 255) if i % 3 else (255, 0, 0)
+        cv2.imwrite(str(pictures / f"{i}.png"), pixels)
+        name = "red" if i % 3 else "blue"
+        box = "<xmin>31</xmin><ymin>21</ymin><xmax>70</xmax><ymax>60</ymax>"
+        thing = f"<object><name>{name}</name><bndbox>{box}</bndbox></object>" if i else ""
+        size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+        text = f"<annotation><filename>{i}.png</filename>{size}{thing}</annotation>"
+        (pictures / f"{i}.xml").write_text(text)
+    out = tmp_path / "run"
+    arguments = ["smoke", "--data", pictures, "--out", out, "--steps", 4]
+    run_script("faster_rcnn", [*arguments, "--canvases", 96, 128, 128, 96])
+    _, metadata = checkpoints.load_variables(out)
+    assert metadata["classes"] == ["blue", "red"]
+
+
+@functools.cache
+def final_parameters(out):
+    variables, _ = checkpoints.load_variables(out / "checkpoints" / "last")
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(variables)]
+
+
+def test_goes_on_after_a_signal_as_if_nothing_happened(run, data_dir, tmp_path, monkeypatch):
+    whole, _, _ = run
+    out = tmp_path / "stopped"
+    arguments = ["smoke", "--data-dir", data_dir, "--out", out]
+    write = logging.MetricsLog.write
+
+    def stop_at_three(self, step, values):
+        write(self, step, values)
+        if step == 3 and "loss" in values:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(logging.MetricsLog, "write", stop_at_three)
+    with pytest.raises(loop.Interrupted):
+        run_script("faster_rcnn", arguments)
+    assert not (out / "results.json").exists()
+    monkeypatch.undo()
+    run_script("faster_rcnn", arguments)
+    assert final_parameters(out) == final_parameters(whole)
+    steps = [row["step"] for row in logging.read_rows(out) if "loss" in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_steps_ends_in_the_same_bytes(data_dir, tmp_path):
+    """SIGKILL, in processes of their own; python -m pytest -m slow -k killed."""
+    steps = 60
+    kills = sorted(np.random.default_rng(0).choice(np.arange(2, steps), 5, replace=False))
+
+    def start(out):
+        command = [sys.executable, EXPERIMENTS / "faster_rcnn.py", "smoke", "--steps", str(steps)]
+        command += ["--data-dir", data_dir, "--out", out, "--checkpoint-every", "7"]
+        command += ["--evaluate-every", "20"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    out = tmp_path / "killed"
+    for kill in kills:
+        process = start(out)
+        while process.poll() is None:
+            if (out / "metrics.jsonl").exists():
+                rows = logging.read_rows(out)
+                if any(row["step"] >= kill for row in rows if "loss" in row):
+                    process.kill()
+            time.sleep(0.01)
+        assert process.wait() == -signal.SIGKILL
+    assert start(out).wait() == 0
+    assert final_parameters(out) == final_parameters(tmp_path / "whole")
