@@ -35,7 +35,7 @@ class TwoMLPHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "r p q c"]) -> Float[Array, "r d"]:
         """Returns one vector a box."""
-        x = x.reshape(x.shape[0], -1)
+        x = jax.lax.collapse(x, 1)
         for name in ("fc6", "fc7"):
             dense = nn.Dense(self.features, kernel_init=lecun_uniform, dtype=self.dtype, name=name)
             x = nn.relu(dense(x))
