@@ -22,21 +22,17 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
 from jaxdet.features import fpn, norm, resnet
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders, nms
-from jaxdet.losses import boxes as box_losses
-from jaxdet.losses import classification
 from jaxdet.proposals import rpn
 from jaxdet.proposals.rpn import RPNOutputs
-from jaxdet.regions import heads
-from jaxdet.structures import Batch, Detections, Images, Instances, Proposals
-from jaxdet.targets import matching, sampling
+from jaxdet.regions import heads, roi_loss
+from jaxdet.structures import Batch, Detections, Images, Proposals
 from jaxdet.training.steps import Aux
 
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -215,7 +211,7 @@ def loss(
     batch: Batch,
     *,
     train: bool,
-    options: LossOptions = LossOptions(),  # noqa: B008 - a record that cannot change.
+    options: LossOptions = LossOptions(),
 ) -> tuple[dict[str, rpn.Term], Aux]:
     """Returns the four losses of a batch.
 
@@ -261,11 +257,17 @@ def _loss(
     proposals = rpn.propose_batch(outputs, images.sizes, options=options.proposals)
     if options.stop_proposal_gradient:
         proposals = jax.lax.stop_gradient(proposals)
-    sample = jax.vmap(functools.partial(sample_rois, options=options))(
+    sample_rois = functools.partial(
+        roi_loss.sample_rois,
+        positive_iou=options.positive_iou,
+        sample_size=options.sample_size,
+        positive_fraction=options.positive_fraction,
+    )
+    sample = jax.vmap(sample_rois)(
         keys[:, 1], proposals.boxes, proposals.valid, truth, objects, regions
     )
     head = model.classify(pyramid, sample.boxes, images)
-    roi_terms = jax.vmap(functools.partial(box_head_loss, beta=options.beta))(head, sample)
+    roi_terms = jax.vmap(functools.partial(roi_loss.box_head_loss, beta=options.beta))(head, sample)
 
     hits = (jnp.argmax(head.logits, axis=-1) == sample.labels) & sample.positive
     metrics = {
@@ -274,94 +276,6 @@ def _loss(
     }
     # Sums over images; the step divides once all devices have added theirs.
     return jax.tree.map(jnp.sum, (rpn_terms | roi_terms, metrics))
-
-
-class RoISample(NamedTuple):
-    """The boxes of one image that its loss looks at."""
-
-    boxes: Float[Array, "*b n 4"]
-    labels: Int[Array, "*b n"]  # 0 for background.
-    target_deltas: Float[Array, "*b n 4"]
-    positive: Bool[Array, "*b n"]
-    valid: Bool[Array, "*b n"]
-
-
-def sample_rois(
-    key: PRNGKeyArray,
-    boxes: Float[Array, "m 4"],
-    valid: Bool[Array, " m"],
-    truth: Instances,
-    objects: Bool[Array, " n"],
-    regions: Bool[Array, " n"],
-    *,
-    options: LossOptions,
-) -> RoISample:
-    """Chooses proposals of one image and what the head should say of them.
-
-    The objects themselves join the proposals, so that the head sees positives from the start.
-
-    Args:
-      key: Chooses the sample.
-      boxes: Proposals, xyxy pixels.
-      valid: Which of them there are.
-      truth: Of this image.
-      objects: Rows of the truth to be found.
-      regions: Rows of the truth in which proposals are no mistakes.
-      options: Thresholds and sizes.
-
-    Source:
-      Fast R-CNN (Girshick 2015, arXiv:1504.08083v2), section 2.3.
-
-    Departures:
-      Background is all below 0.5, not from 0.1 on, as in torchvision.
-    """
-    boxes = jnp.concatenate([boxes, truth.boxes])
-    valid = jnp.concatenate([valid, objects])
-    matches = matching.match(
-        box_ops.pairwise_iou(truth.boxes, boxes),
-        objects,
-        positive_iou=options.positive_iou,
-        negative_iou=options.positive_iou,
-        keep_best=False,
-    )
-    matches = matching.ignore_regions(matches, boxes, truth.boxes, regions)
-    sample = sampling.sample_balanced(
-        key,
-        matches.positive & valid,
-        matches.negative & valid,
-        size=options.sample_size,
-        positive_fraction=options.positive_fraction,
-    )
-    rois, matched = boxes[sample.index], matches.index[sample.index]
-    return RoISample(
-        boxes=jnp.where(sample.valid[:, None], rois, 0),
-        labels=jnp.where(sample.positive, truth.labels[matched], 0),
-        target_deltas=coders.encode_boxes(truth.boxes[matched], rois, weights=BOX_WEIGHTS),
-        positive=sample.positive,
-        valid=sample.valid,
-    )
-
-
-def box_head_loss(
-    head: heads.BoxOutputs, sample: RoISample, *, beta: float = 1 / 9
-) -> dict[str, rpn.Term]:
-    """Returns one image's losses as (sum, count), the count that of sampled boxes.
-
-    Args:
-      head: What the head says of the sample.
-      sample: The boxes and what it should say.
-      beta: Of the smooth L1 loss.
-
-    Source:
-      Fast R-CNN (Girshick 2015, arXiv:1504.08083v2), section 2.3, eq. 1.
-    """
-    entropy = classification.softmax_cross_entropy(head.logits, sample.labels)
-    of_class = jnp.minimum(sample.labels, head.deltas.shape[-2] - 1)
-    deltas = jnp.take_along_axis(head.deltas, of_class[:, None, None], axis=1)[:, 0]
-    distance = box_losses.smooth_l1(deltas, sample.target_deltas, beta=beta)
-    entropy_sum, count = classification.weighted_sum(entropy, sample.valid)
-    distance_sum, _ = classification.weighted_sum(distance, sample.positive)
-    return {"roi_class": (entropy_sum, count), "roi_box": (distance_sum, count)}
 
 
 def _recall(
@@ -383,7 +297,7 @@ def propose(
     pyramid: tuple[Array, ...],
     images: Images,
     *,
-    options: rpn.ProposalOptions = rpn.ProposalOptions(),  # noqa: B008
+    options: rpn.ProposalOptions = rpn.ProposalOptions(),
 ) -> Proposals:
     """Returns class-agnostic boxes in pixels of the canvas, best first."""
     outputs: Any = model.apply(variables, pyramid, images, method=FasterRCNN.objectness)
@@ -406,7 +320,7 @@ def classify(
     moved = coders.decode_boxes(
         jnp.broadcast_to(head.deltas, shape),
         jnp.broadcast_to(boxes[:, :, None], shape),
-        weights=BOX_WEIGHTS,
+        weights=roi_loss.BOX_WEIGHTS,
     )
     return jax.nn.softmax(head.logits), jax.vmap(box_ops.clip)(moved, images.sizes)
 
@@ -416,7 +330,7 @@ def detect(
     variables: Any,
     images: Images,
     *,
-    options: DetectOptions = DetectOptions(),  # noqa: B008 - a record that cannot change.
+    options: DetectOptions = DetectOptions(),
 ) -> Detections:
     """Finds the objects in images.
 

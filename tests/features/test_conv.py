@@ -69,7 +69,7 @@ def test_dtype_is_that_of_the_arithmetic_not_of_the_parameters():
 
 
 def test_even_kernels_are_refused():
-    with pytest.raises(ValueError, match="kernel_size.*4"):
+    with pytest.raises(ValueError, match=r"kernel_size.*4"):
         Conv(2, 4).init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
 
 

@@ -138,7 +138,7 @@ def test_group_norm_of_padding_alone_is_finite():
 
 def test_group_norm_wants_whole_groups():
     x = jnp.ones((1, 2, 2, 6))
-    with pytest.raises(ValueError, match="6 channels.*4"):
+    with pytest.raises(ValueError, match=r"6 channels.*4"):
         GroupNorm(4).init(jax.random.key(0), x, ones(x), train=True)
 
 

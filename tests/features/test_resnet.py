@@ -48,7 +48,7 @@ def test_fewer_stages():
 
 
 def test_unknown_depth():
-    with pytest.raises(ValueError, match="depth.*20"):
+    with pytest.raises(ValueError, match=r"depth.*20"):
         resnet(20)
 
 
@@ -74,7 +74,7 @@ def test_frozen_stages_get_no_gradient_and_keep_their_statistics(images, n_froze
     run = jax.jit(jax.grad(functools.partial(value, model=model), has_aux=True))
     gradients, moved = run(variables, images)
 
-    parts = ["conv1 bn1".split(), ["layer1"], ["layer2"]]
+    parts = [["conv1", "bn1"], ["layer1"], ["layer2"]]
     for i, names in enumerate(parts):
         for name in names:
             still = [not g.any() for g in jax.tree.leaves(gradients["params"][name])]

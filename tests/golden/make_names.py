@@ -1,4 +1,4 @@
-"""Writes fasterrcnn_resnet50_fpn_names.json; needs torchvision 0.28: python tests/golden/make_names.py"""
+"""Writes fasterrcnn_resnet50_fpn_names.json with torchvision 0.28: python PATH_OF_THIS_FILE"""
 
 import json
 import pathlib

@@ -1,0 +1,224 @@
+"""What every system is held to; a new one adds its rows to SYSTEMS."""
+
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import faster_rcnn_cases as cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdet.geometry import boxes as box_ops
+from jaxdet.structures import Batch, Detections
+from jaxdet.systems import faster_rcnn
+
+
+class System(NamedTuple):
+    """`loss(variables, batch, train=...)`, `detect(variables, images)`, `init(key, images)`."""
+
+    init: Any
+    loss: Any
+    detect: Any
+
+
+def faster_rcnn_system(architecture):
+    model = faster_rcnn.build(cases.K, architecture)
+    return System(
+        model.init,
+        functools.partial(faster_rcnn.loss, model, options=cases.LOSS),
+        functools.partial(faster_rcnn.detect, model, options=cases.DETECT),
+    )
+
+
+SYSTEMS = {
+    f"faster_rcnn: {name}": functools.partial(faster_rcnn_system, architecture)
+    for name, architecture in cases.VARIANTS.items()
+}
+BATCH = cases.make_batch()
+
+
+class Subject(NamedTuple):
+    system: System
+    variables: Any
+    loss_and_gradient: Any  # (variables, batch) -> ((total, (terms, aux)), gradient)
+    detect: Any
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def subject(request):
+    """A system, compiled; every test below calls the same two compiled functions."""
+    chex.clear_trace_counter()
+    system = SYSTEMS[request.param]()
+    variables = cases.drawn(jax.eval_shape(system.init, jax.random.key(0), BATCH.images))
+
+    def total(params, variables, batch):
+        terms, aux = system.loss(variables | {"params": params}, batch, train=True)
+        return sum(s / jnp.maximum(n, 1) for s, n in terms.values()), (terms, aux)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def loss_and_gradient(variables, batch):
+        return jax.value_and_grad(total, has_aux=True)(variables["params"], variables, batch)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def detect(variables, images):
+        return system.detect(variables, images)
+
+    return Subject(system, variables, loss_and_gradient, detect)
+
+
+def without_objects(batch: Batch) -> Batch:
+    return batch._replace(instances=jax.tree.map(jnp.zeros_like, batch.instances))
+
+
+def with_crowds_alone(batch: Batch) -> Batch:
+    return batch._replace(instances=batch.instances._replace(crowd=batch.instances.valid))
+
+
+@pytest.mark.parametrize("change", [lambda b: b, without_objects, with_crowds_alone])
+def test_loss_is_finite_and_differentiable(subject, change):
+    (loss, (terms, aux)), gradient = subject.loss_and_gradient(subject.variables, change(BATCH))
+    chex.assert_tree_all_finite((loss, terms, aux, gradient))
+    assert loss > 0
+    assert all(total.shape == count.shape == () for total, count in terms.values())
+    if change(BATCH) is BATCH:
+        idle = [
+            jax.tree_util.keystr(path)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+            if not leaf.any()
+        ]
+        assert not idle, f"no gradient: {idle}"
+
+
+def test_training_and_validation_losses_have_one_type(subject):
+    def shapes(train):
+        return jax.eval_shape(functools.partial(subject.system.loss, train=train), *arguments)
+
+    arguments = (subject.variables, BATCH)
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes(True), shapes(False))
+
+
+def test_statistics_move_in_training_only(subject):
+    before = subject.variables.get("batch_stats", {})
+    _, (_, aux) = subject.loss_and_gradient(subject.variables, BATCH)[0]
+    assert jax.tree.structure(aux.batch_stats) == jax.tree.structure(before)
+    moved = [not np.array_equal(*pair) for pair in pairs(before, aux.batch_stats)]
+    assert all(moved)
+
+
+def pairs(a, b):
+    return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+
+
+def test_detections_keep_the_conventions(subject):
+    found = subject.detect(subject.variables, BATCH.images)
+    assert isinstance(found, Detections)
+    chex.assert_tree_all_finite(found)
+    boxes, scores, labels, valid = map(np.array, found)
+    assert boxes.dtype == scores.dtype == np.float32 and labels.dtype == np.int32
+    assert valid.any(axis=1).all()
+    assert np.all(np.diff(scores, axis=1) <= 0), "best first"
+    assert scores.min() >= 0 and scores.max() <= 1
+    np.testing.assert_array_equal((labels >= 1) & (labels <= cases.K), valid)
+    assert not boxes[~valid].any() and not scores[~valid].any()
+    limit = np.array(BATCH.images.sizes)[:, None, ::-1]
+    assert np.all(boxes >= 0) and np.all(boxes[..., 2:] <= limit)
+
+
+def permuted(tree, order):
+    return jax.tree.map(lambda x: x[jnp.array(order)], tree)
+
+
+def test_place_in_the_batch_changes_nothing(subject):
+    order = [2, 3, 1, 0]
+    want = permuted(subject.detect(subject.variables, BATCH.images), order)
+    chex.assert_trees_all_equal(
+        subject.detect(subject.variables, permuted(BATCH.images, order)), want
+    )
+
+
+def test_batch_mates_change_nothing(subject):
+    want = subject.detect(subject.variables, BATCH.images)
+    images = BATCH.images
+    others = images._replace(
+        pixels=images.pixels.at[1:].set(255 - images.pixels[1:]),
+        sizes=images.sizes.at[1:].set(jnp.array([[32, 64], [0, 0], [64, 64]], jnp.int32)),
+    )
+    got = subject.detect(subject.variables, others)
+    chex.assert_trees_all_equal(permuted(got, [0]), permuted(want, [0]))
+    # The third picture has no pixel: the end of an evaluation.
+    chex.assert_tree_all_finite(got)
+    assert not got.valid[2].any()
+
+
+def test_pixels_of_the_padding_change_nothing(subject):
+    images = BATCH.images
+    rows, columns = jnp.arange(64)[:, None] >= 40, jnp.arange(64)[None, :] >= 48
+    noise = jax.random.randint(jax.random.key(3), (64, 64, 3), 0, 256).astype(jnp.uint8)
+    last = jnp.where((rows | columns)[..., None], noise, images.pixels[3])
+    noisy = BATCH._replace(images=images._replace(pixels=images.pixels.at[3].set(last)))
+    chex.assert_trees_all_equal(
+        subject.detect(subject.variables, noisy.images), subject.detect(subject.variables, images)
+    )
+    chex.assert_trees_all_equal(
+        subject.loss_and_gradient(subject.variables, noisy),
+        subject.loss_and_gradient(subject.variables, BATCH),
+    )
+
+
+def test_padded_objects_change_nothing(subject):
+    truth = BATCH.instances
+    rubbish = truth._replace(
+        boxes=jnp.where(truth.valid[..., None], truth.boxes, jnp.array([[[9.0, 9, 40, 41]]])),
+        labels=jnp.where(truth.valid, truth.labels, 2),
+        crowd=truth.crowd | ~truth.valid,
+        difficult=truth.difficult | ~truth.valid,
+    )
+    chex.assert_trees_all_equal(
+        subject.loss_and_gradient(subject.variables, BATCH._replace(instances=rubbish)),
+        subject.loss_and_gradient(subject.variables, BATCH),
+    )
+
+
+def test_vmap_over_single_images(subject):
+    alone = jax.tree.map(lambda x: x[:, None], BATCH.images)
+    detect = jax.jit(jax.vmap(functools.partial(subject.system.detect, subject.variables)))
+    got = jax.tree.map(lambda x: x[:, 0], detect(alone))
+    want = subject.detect(subject.variables, BATCH.images)
+    np.testing.assert_array_equal(got.valid, want.valid)
+    np.testing.assert_allclose(got.scores, want.scores, rtol=1e-4, atol=1e-5)
+
+
+def wrongly_found(truth, found, image):
+    """Objects without their one detection of 50 % or more, and such detections without object."""
+    objects = np.array(truth.valid[image] & ~truth.crowd[image])
+    sure = np.array(found.valid[image] & (found.scores[image] >= 0.5))
+    iou = np.array(box_ops.pairwise_iou(truth.boxes[image], found.boxes[image])) >= 0.5
+    same = np.array(truth.labels[image])[:, None] == np.array(found.labels[image])[None]
+    hits = (iou & same)[objects][:, sure]
+    inside = box_ops.pairwise_intersection_over_first(found.boxes[image], truth.boxes[image])
+    in_crowd = np.any((np.array(inside) >= 0.5) & np.array(truth.crowd[image])[None], axis=1)[sure]
+    return int(np.sum(hits.sum(1) != 1) + np.sum(~hits.any(0) & ~in_crowd))
+
+
+@pytest.mark.slow
+def test_overfits_one_batch(subject):
+    tx = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, 20, 300))
+    variables = jax.jit(subject.system.init)(jax.random.key(0), BATCH.images)
+    update = jax.jit(tx.update)
+    state = tx.init(variables["params"])
+    apply = jax.jit(optax.apply_updates)
+    for step in range(300):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(BATCH.keys, step)
+        (_, (_, aux)), gradient = subject.loss_and_gradient(variables, BATCH._replace(keys=keys))
+        updates, state = update(gradient, state)
+        params = apply(variables["params"], updates)
+        variables = variables | {"params": params}
+        if aux.batch_stats:
+            variables["batch_stats"] = aux.batch_stats
+    found = subject.detect(variables, BATCH.images)
+    assert [wrongly_found(BATCH.instances, found, i) for i in range(4)] == [0, 0, 0, 0]

@@ -1,0 +1,97 @@
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from jaxdet.training import recipes
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    depth: int = 1
+    """How deep."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    steps: int = 10
+    """How long it goes on."""
+    out: pathlib.Path = pathlib.Path("runs/x")
+    sizes: tuple[tuple[int, int], ...] = ((1, 2),)
+    rate: float | None = None
+    inner: Inner = Inner()
+
+
+CONFIGS = {"long": ("Overnight.", Config(steps=1000, rate=0.5)), "smoke": ("Seconds.", Config())}
+
+
+def parse(*arguments):
+    return recipes.from_command_line(
+        CONFIGS, default="smoke", description="What it is.", arguments=arguments
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, want",
+    [
+        ([], Config()),
+        (["long"], Config(steps=1000, rate=0.5)),
+        (["long", "--steps", "7"], Config(steps=7, rate=0.5)),
+        (["--steps", "7", "--out", "a/b"], Config(steps=7, out=pathlib.Path("a/b"))),
+        (["long", "--rate", "None", "--inner.depth", "3"], Config(1000, inner=Inner(3))),
+        (["--sizes", "3", "4", "5", "6"], Config(sizes=((3, 4), (5, 6)))),
+    ],
+    ids=str,
+)
+def test_the_name_comes_first_flags_change_it(arguments, want):
+    assert parse(*arguments) == want
+
+
+def test_arguments_are_those_of_the_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["script.py", "long", "--steps", "3"])
+    got = recipes.from_command_line(CONFIGS, default="smoke", description="")
+    assert got == Config(steps=3, rate=0.5)
+
+
+def test_unknown_names_are_told_which_there_are(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("short", "--steps", "3")
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "'short'" in message and "long, smoke" in message
+
+
+@pytest.mark.parametrize("arguments", [["--stps", "3"], ["long", "--steps", "many"]], ids=str)
+def test_unknown_flags_and_values_stop(arguments):
+    with pytest.raises(SystemExit) as stop:
+        parse(*arguments)
+    assert stop.value.code == 2
+
+
+def test_help_lists_configs_and_flags(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("long", "--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for part in (
+        "What it is.",
+        "Overnight.",
+        "Seconds.",
+        "--steps",
+        "How long it goes on.",
+        "1000",
+    ):
+        assert part in text
+
+
+def test_as_json_is_what_a_file_gives_back():
+    got = recipes.as_json(Config())
+    assert got == {
+        "steps": 10,
+        "out": "runs/x",
+        "sizes": [[1, 2]],
+        "rate": None,
+        "inner": {"depth": 1},
+    }
+    assert json.loads(json.dumps(got)) == got
