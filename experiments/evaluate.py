@@ -37,7 +37,7 @@ class Config:
     """Folder of the pictures of a COCO JSON that lie far from it."""
     data_dir: pathlib.Path = pathlib.Path("data")
     """Where generated data sets are kept."""
-    scenes: Literal["full", "tiny"] = "full"
+    scenes: Literal["full", "large", "tiny"] = "full"
     """Which drawing of `shapes`."""
     out: pathlib.Path = pathlib.Path("evaluation")
     """Where to write."""
@@ -56,7 +56,7 @@ def main(config: Config) -> coco.Evaluation:
         finder, variables = predictor.load(config.checkpoint)
     if config.data == "shapes":
         name = {"val": "validation"}.get(config.split, config.split)
-        drawing = {"full": shapes.FULL, "tiny": shapes.TINY}[config.scenes]
+        drawing = {c.name: c for c in shapes.Shapes.BUILDER_CONFIGS}[config.scenes]
         source = shapes.load(name, data_dir=config.data_dir, config=drawing)
     else:
         source = sources.open_folder(

@@ -45,7 +45,7 @@ class Config:
     """Folder of the pictures of a COCO JSON that lie far from it."""
     data_dir: pathlib.Path = pathlib.Path("data")
     """Where generated data sets are kept."""
-    scenes: Literal["full", "tiny"] = "full"
+    scenes: Literal["full", "large", "tiny"] = "full"
     """Which drawing of `shapes`."""
     train_split: str = "train"
     """Part of the data that is trained on."""
@@ -104,20 +104,49 @@ SMALL = Architecture(
 )
 SHAPES = Config(
     architecture=SMALL,
+    augmentation=Augmentation(vertical_flip=0.5, brightness=0.2, contrast=0.2),
     loss=LossOptions(
         anchors=RPNTargets(sample_size=64),
         proposals=ProposalOptions(pre_nms=200, post_nms=100),
         sample_size=64,
+        positive_fraction=0.5,
     ),
     detect=DetectOptions(max_candidates=400, proposals=ProposalOptions(pre_nms=200, post_nms=100)),
-    steps=2000,
+    steps=1900,
+    optimizer="adamw",
+    learning_rate=1e-3,
+    weight_decay=0.05,
+    warmup_steps=100,
+    evaluate_every=950,
+    checkpoint_every=950,
     out=pathlib.Path("runs/shapes"),
+)
+SHAPES_LONG = dataclasses.replace(
+    SHAPES,
+    scenes="large",
+    architecture=dataclasses.replace(
+        SMALL,
+        width=48,
+        first_stage=0,
+        anchor_sizes=((20.0,), (32.0,), (50.0,), (72.0,)),
+        canonical_size=192.0,
+    ),
+    steps=10_000,
+    ema_decay=0.999,
+    evaluate_every=2000,
+    checkpoint_every=1000,
+    out=pathlib.Path("runs/shapes_long"),
 )
 SMOKE = dataclasses.replace(
     SHAPES,
     scenes="tiny",
     architecture=dataclasses.replace(
-        SMALL, width=16, n_stages=3, pyramid_features=16, anchor_sizes=((24.0,), (48.0,)), head_features=16
+        SMALL,
+        width=16,
+        n_stages=3,
+        pyramid_features=16,
+        anchor_sizes=((24.0,), (48.0,)),
+        head_features=16,
     ),
     loss=LossOptions(
         anchors=RPNTargets(sample_size=16),
@@ -137,7 +166,20 @@ SMOKE = dataclasses.replace(
 FOLDER = dataclasses.replace(
     SHAPES,
     canvases=((320, 416), (416, 320)),
+    architecture=dataclasses.replace(SMALL, anchor_sizes=((32.0,), (64.0,), (128.0,))),
     augmentation=Augmentation(scale=(0.8, 1.25), brightness=0.2, contrast=0.2, saturation=0.2),
+    loss=LossOptions(
+        anchors=RPNTargets(sample_size=128),
+        proposals=ProposalOptions(pre_nms=300, post_nms=200),
+        sample_size=128,
+        positive_fraction=0.5,
+    ),
+    detect=DetectOptions(max_candidates=1000, proposals=ProposalOptions(pre_nms=500, post_nms=300)),
+    batch_size=8,
+    steps=2000,
+    learning_rate=2e-3,
+    evaluate_every=500,
+    checkpoint_every=250,
     out=pathlib.Path("runs/folder"),
 )
 PUBLISHED = Config(
@@ -155,6 +197,7 @@ PUBLISHED = Config(
 )
 CONFIGS = {
     "shapes": ("Generated scenes; 8 minutes on two CPU cores.", SHAPES),
+    "shapes_long": ("The same scenes; an hour on two CPU cores.", SHAPES_LONG),
     "smoke": ("Seconds; does every part work?", SMOKE),
     "folder": ("Your own pictures (--data PATH), from random weights.", FOLDER),
     "voc07": ("PASCAL VOC 2007 (--data VOCdevkit/VOC2007).", PUBLISHED),
@@ -165,7 +208,7 @@ CONFIGS = {
 def open_split(config: Config, split: str) -> Source:
     """Opens a part of the data and says what it holds."""
     if config.data == "shapes":
-        drawing = {"full": shapes.FULL, "tiny": shapes.TINY}[config.scenes]
+        drawing = {c.name: c for c in shapes.Shapes.BUILDER_CONFIGS}[config.scenes]
         name = {"val": "validation"}.get(split, split)
         source = shapes.load(name, data_dir=config.data_dir, config=drawing)
     else:
@@ -187,9 +230,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         schedule,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
-        trainable=functools.partial(
-            faster_rcnn.is_trainable, architecture=config.architecture
-        ),
+        trainable=functools.partial(faster_rcnn.is_trainable, architecture=config.architecture),
     )
 
 
@@ -238,7 +279,9 @@ def main(config: Config) -> dict[str, float]:
     )
     variables = initial_variables(model, config)
     n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    print(f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform}")
+    print(
+        f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform}"
+    )
     tx = make_optimizer(config)
     first = parallel.replicate(
         state.init_state(jax.random.key(config.seed), variables, tx, ema=config.ema_decay > 0)

@@ -42,6 +42,9 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 FULL = ShapesConfig(name="full", description="What results are reported on.")
+LARGE = ShapesConfig(
+    name="large", description="More to learn from; held-out scenes are those of `full`.", train=12000
+)
 TINY = ShapesConfig(
     name="tiny", description="For tests: seconds.", train=64, validation=16, test=16
 )
@@ -51,7 +54,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     """Writes the scenes of a `ShapesConfig` as array_record files."""
 
     VERSION = tfds.core.Version("1.0.0")  # Of the drawing: old files are not taken for new ones.
-    BUILDER_CONFIGS = [FULL, TINY]  # noqa: RUF012 -- TFDS's own attribute.
+    BUILDER_CONFIGS = [FULL, LARGE, TINY]  # noqa: RUF012 -- TFDS's own attribute.
     # Nothing is downloaded. TFDS looks for checksums with a package it does not depend on.
     url_infos = None
 
