@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdet.features import norm
-from jaxdet.features.resnet import resnet
+from jaxdet.features.resnet import BasicBlock, Bottleneck, ResNet, resnet
 
 SIZES = jnp.array([[20, 18], [32, 32]])
 
@@ -65,7 +65,7 @@ def value(variables, images, *, model):
 
 @pytest.mark.parametrize("n_frozen", [0, 2, 3])
 def test_frozen_stages_get_no_gradient_and_keep_their_statistics(images, n_frozen):
-    model = resnet(18, n_stages=2, width=4, n_frozen=n_frozen)
+    model = ResNet((1, 1), BasicBlock, width=4, n_frozen=n_frozen)
     init = functools.partial(model.init, train=False)
     variables = jax.jit(init)(jax.random.key(0), images, SIZES)
     # Branches start at zero; this makes all layers matter.
@@ -89,7 +89,7 @@ def test_frozen_stages_get_no_gradient_and_keep_their_statistics(images, n_froze
 
 
 def test_branches_start_as_identities(images):
-    model = resnet(50, n_stages=1, width=4, norm=norm.FrozenBatchNorm)
+    model = ResNet((2,), Bottleneck, width=4, norm=norm.FrozenBatchNorm)
     init = functools.partial(model.init, train=False)
     variables = jax.jit(init)(jax.random.key(0), images, SIZES)
 
@@ -115,7 +115,7 @@ def test_norms_see_which_cells_hold_the_picture(images):
             self.sow("seen", "areas", mask.sum((1, 2, 3)))
             return x
 
-    model = resnet(50, n_stages=2, width=4, norm=Spy)
+    model = ResNet((1, 2), Bottleneck, width=4, norm=Spy)
     init = functools.partial(model.init, train=False)
     seen = jax.jit(init)(jax.random.key(0), images, SIZES)["seen"]
     got = {
@@ -126,6 +126,6 @@ def test_norms_see_which_cells_hold_the_picture(images):
     # is before the stride.
     assert got.pop("bn1") == [90, 256]
     assert got.pop("layer2/0/bn1") == [25, 64]
-    assert len(got) == 3 * 3 + 1 + 4 * 3 + 1 - 1
+    assert len(got) == 3 + 1 + 2 * 3 + 1 - 1
     for path, areas in got.items():
         assert areas == ([25, 64] if path.startswith("layer1") else [9, 16]), path

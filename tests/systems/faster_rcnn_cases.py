@@ -18,18 +18,18 @@ PYRAMID = Architecture(
     norm="batch",
     n_frozen=0,
     n_stages=2,
-    first_stage=1,
     pyramid_features=16,
     anchor_sizes=((16.0,), (32.0,)),
     aspect_ratios=(1.0,),
-    canonical_size=112.0,
+    canonical_size=48.0,
     head_features=32,
     aligned=True,
 )
 SINGLE_LEVEL = dataclasses.replace(
-    PYRAMID, norm="group", pyramid=False, anchor_sizes=((12.0, 24.0, 32.0),)
+    PYRAMID, norm="group", n_stages=1, pyramid=False, anchor_sizes=((12.0, 24.0, 32.0),)
 )
-AGNOSTIC = dataclasses.replace(PYRAMID, norm="frozen", class_agnostic=True)
+# One stage and an extra level.
+AGNOSTIC = dataclasses.replace(PYRAMID, norm="frozen", n_stages=1, class_agnostic=True)
 VARIANTS = {
     "pyramid, batch norm": PYRAMID,
     "single level, group norm": SINGLE_LEVEL,

@@ -80,9 +80,7 @@ def test_anchors_must_fit_the_levels(change, message):
 
 
 def test_an_extra_level_is_for_proposals_only():
-    architecture = dataclasses.replace(
-        cases.PYRAMID, first_stage=0, anchor_sizes=((8.0,), (16.0,), (32.0,))
-    )
+    architecture = dataclasses.replace(cases.PYRAMID, anchor_sizes=((8.0,), (16.0,), (32.0,)))
     model = faster_rcnn.build(2, architecture)
     variables = shapes(model)
     images = jax.eval_shape(lambda: cases.make_batch().images)
@@ -179,9 +177,7 @@ def test_classify_by_hand(class_agnostic):
 
 @pytest.mark.parametrize("stopped", [True, False])
 def test_gradient_through_proposals(stopped):
-    model = faster_rcnn.build(
-        cases.K, dataclasses.replace(cases.SINGLE_LEVEL, n_stages=1, first_stage=0)
-    )
+    model = faster_rcnn.build(cases.K, cases.SINGLE_LEVEL)
     batch = cases.make_batch()
     options = cases.LOSS._replace(stop_proposal_gradient=stopped)
     variables = cases.drawn(shapes(model))
