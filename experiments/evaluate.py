@@ -17,7 +17,7 @@ import tyro
 from jaxdet import predictor
 from jaxdet.data import shapes, sources
 from jaxdet.metrics import coco
-from jaxdet.training import logging
+from jaxdet.training import logging, recipes
 from jaxdet.viz import draw, figures
 
 
@@ -42,7 +42,7 @@ class Config:
     out: pathlib.Path = pathlib.Path("evaluation")
     """Where to write."""
     batch_size: int = 8
-    """Pictures at once; a multiple of the number of devices."""
+    """Pictures at once."""
     n_pictures: int = 16
     """Pictures drawn, ground truth beside predictions."""
 
@@ -95,7 +95,7 @@ def main(config: Config) -> coco.Evaluation:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=recipes.help_text(__doc__)))
     except ValueError as fault:
         print(fault, file=sys.stderr)
         raise SystemExit(1) from None

@@ -176,32 +176,39 @@ FOLDER = dataclasses.replace(
     ),
     detect=DetectOptions(max_candidates=1000, proposals=ProposalOptions(pre_nms=500, post_nms=300)),
     batch_size=8,
-    steps=2000,
+    steps=1600,
     learning_rate=2e-3,
-    evaluate_every=500,
-    checkpoint_every=250,
+    evaluate_every=400,
+    checkpoint_every=200,
     out=pathlib.Path("runs/folder"),
 )
-PUBLISHED = Config(
+COCO = Config(
     canvases=((800, 1088), (1088, 800), (800, 1344), (1344, 800)),
-    steps=117_000,
+    architecture=Architecture(norm="batch", n_frozen=0),
+    steps=270_000,
     schedule="step",
     warmup_steps=1000,
-    clip_norm=None,
-    ema_decay=0.0,
-    augmentation=Augmentation(),
     bfloat16=True,
-    evaluate_every=7500,
+    evaluate_every=10_000,
     checkpoint_every=2500,
     threads=8,
+    out=pathlib.Path("runs/coco"),
+)
+VOC07 = dataclasses.replace(
+    COCO,
+    canvases=((608, 800), (800, 608)),
+    augmentation=Augmentation(scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2),
+    steps=40_000,
+    evaluate_every=5000,
+    out=pathlib.Path("runs/voc07"),
 )
 CONFIGS = {
     "shapes": ("Generated scenes; 8 minutes on two CPU cores.", SHAPES),
     "shapes_long": ("The same scenes; an hour on two CPU cores.", SHAPES_LONG),
     "smoke": ("Seconds; does every part work?", SMOKE),
     "folder": ("Your own pictures (--data PATH), from random weights.", FOLDER),
-    "voc07": ("PASCAL VOC 2007 (--data VOCdevkit/VOC2007).", PUBLISHED),
-    "coco": ("COCO 2017 (--data coco), accelerators; torchvision's recipe.", PUBLISHED),
+    "voc07": ("PASCAL VOC 2007 (--data VOCdevkit/VOC2007), from random weights; for accelerators.", VOC07),
+    "coco": ("COCO 2017 (--data coco), from random weights, 37 epochs; for accelerators.", COCO),
 }
 
 

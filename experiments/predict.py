@@ -10,13 +10,13 @@ import json
 import pathlib
 import sys
 
-import jax
 import tqdm
 import tyro
 
 from jaxdet import predictor
 from jaxdet.data import sources
 from jaxdet.metrics import coco
+from jaxdet.training import recipes
 from jaxdet.viz import draw
 
 
@@ -33,20 +33,19 @@ class Config:
     score_threshold: float = 0.5
     """Less likely detections are not drawn, 0 to 1."""
     batch_size: int = 8
-    """Pictures at once; a multiple of the number of devices."""
+    """Pictures at once."""
 
 
 def main(config: Config) -> list[dict]:
     """Detects, draws, writes; returns the rows of the results file."""
     finder, variables = predictor.load(config.checkpoint)
     source = predictor.picture_source(config.pictures)
-    size = -(-min(config.batch_size, len(source)) // jax.device_count()) * jax.device_count()
     with tqdm.tqdm(total=len(source), desc="detecting", unit="picture") as bar:
         rows = predictor.detect_source(
             finder,
             variables,
             source,
-            batch_size=size,
+            batch_size=config.batch_size,
             progress=lambda done: bar.update(done - bar.n),
         )
     config.out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +79,7 @@ def main(config: Config) -> list[dict]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=recipes.help_text(__doc__)))
     except ValueError as fault:
         print(fault, file=sys.stderr)
         raise SystemExit(1) from None

@@ -116,14 +116,16 @@ def detect_source(
       predictor: From `load`.
       variables: Of the model.
       source: Pictures; annotations are not looked at but for sizes and ids.
-      batch_size: Pictures at once, over all devices.
+      batch_size: Pictures at once, rounded up to a multiple of the devices.
       progress: Called with the number of pictures done so far.
 
     Returns:
       Rows of a COCO results file, boxes in pixels of the pictures.
     """
+    n_devices = jax.local_device_count()
+    rounded = -(-min(batch_size, len(source)) // n_devices) * n_devices
     batches = pipeline.eval_pipeline(
-        source, canvases=predictor.canvases, batch_size=batch_size, max_objects=1
+        source, canvases=predictor.canvases, batch_size=rounded, max_objects=1
     )
     rows, done = [], 0
     for batch in pipeline.iterate(batches, threads=1):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -44,9 +45,18 @@ def from_command_line(
         type(config),
         default=config,
         args=arguments,
-        description=f"{description}\n\nConfigs (the first word; '{default}' if none is given):\n"
+        description=f"{help_text(description)}\n\nConfigs (the first word; '{default}' if none is given):\n"
         f"{listing}\n\nFlags change the config; shown below with the values of '{name}'.",
     )
+
+
+def help_text(docstring: str) -> str:
+    """Returns a script's docstring for `--help`, which runs lines together within paragraphs.
+
+    Args:
+      docstring: Lines that begin a new point are not indented; those that go on are.
+    """
+    return re.sub(r"(?<!\n)\n(?=\S)", "\n\n", docstring.strip())
 
 
 def as_json(config: Any) -> dict[str, Any]:

@@ -95,3 +95,8 @@ def test_as_json_is_what_a_file_gives_back():
         "inner": {"depth": 1},
     }
     assert json.loads(json.dumps(got)) == got
+
+
+def test_help_text_keeps_points_apart_and_lines_together():
+    text = "Does x.\n\nRun   a\n      b\nWrites  c\n"
+    assert recipes.help_text(text) == "Does x.\n\nRun   a\n      b\n\nWrites  c"
