@@ -220,7 +220,7 @@ def test_choose_canvas():
         {"canvases": ()},
         {"source": make_source([])},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 def test_misuse(options):
     with pytest.raises(ValueError, match=r"got|no images"):
