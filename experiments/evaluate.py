@@ -15,7 +15,7 @@ import tqdm
 import tyro
 
 from jaxdet import predictor
-from jaxdet.data import shapes, sources
+from jaxdet.data import sources
 from jaxdet.metrics import coco
 from jaxdet.training import logging, recipes
 from jaxdet.viz import draw, figures
@@ -54,17 +54,14 @@ def main(config: Config) -> coco.Evaluation:
     finder = variables = None
     if config.checkpoint is not None:
         finder, variables = predictor.load(config.checkpoint)
-    if config.data == "shapes":
-        name = {"val": "validation"}.get(config.split, config.split)
-        drawing = {c.name: c for c in shapes.Shapes.BUILDER_CONFIGS}[config.scenes]
-        source = shapes.load(name, data_dir=config.data_dir, config=drawing)
-    else:
-        source = sources.open_folder(
-            pathlib.Path(config.data),
-            split=config.split,
-            images=config.images,
-            classes=finder.classes if finder else None,
-        )
+    source = sources.open_data(
+        config.data,
+        split=config.split,
+        data_dir=config.data_dir,
+        scenes=config.scenes,
+        images=config.images,
+        classes=finder.classes if finder else None,
+    )
     print(sources.describe(source), flush=True)
 
     if finder is not None:

@@ -15,20 +15,19 @@ import json
 import pathlib
 import sys
 import time
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-import tqdm
 
 from jaxdet import predictor
-from jaxdet.data import pipeline, shapes, sources
+from jaxdet.data import pipeline, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import DataError, Source
 from jaxdet.metrics import coco
 from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
-from jaxdet.structures import Images
 from jaxdet.systems import faster_rcnn
 from jaxdet.systems.faster_rcnn import Architecture, DetectOptions, LossOptions
 from jaxdet.training import checkpoints, logging, loop, parallel, recipes, schedules, state, steps
@@ -165,6 +164,7 @@ SMOKE = dataclasses.replace(
 )
 FOLDER = dataclasses.replace(
     SHAPES,
+    data="",
     canvases=((320, 416), (416, 320)),
     architecture=dataclasses.replace(SMALL, anchor_sizes=((32.0,), (64.0,), (128.0,))),
     augmentation=Augmentation(scale=(0.8, 1.25), brightness=0.2, contrast=0.2, saturation=0.2),
@@ -183,6 +183,7 @@ FOLDER = dataclasses.replace(
     out=pathlib.Path("runs/folder"),
 )
 COCO = Config(
+    data="",
     canvases=((800, 1088), (1088, 800), (800, 1344), (1344, 800)),
     architecture=Architecture(norm="batch", n_frozen=0),
     steps=270_000,
@@ -207,22 +208,24 @@ CONFIGS = {
     "shapes_long": ("The same scenes; an hour on two CPU cores.", SHAPES_LONG),
     "smoke": ("Seconds; does every part work?", SMOKE),
     "folder": ("Your own pictures (--data PATH), from random weights.", FOLDER),
-    "voc07": ("PASCAL VOC 2007 (--data VOCdevkit/VOC2007), from random weights; for accelerators.", VOC07),
+    "voc07": (
+        "PASCAL VOC 2007 (--data VOCdevkit/VOC2007), from random weights; for accelerators.",
+        VOC07,
+    ),
     "coco": ("COCO 2017 (--data coco), from random weights, 37 epochs; for accelerators.", COCO),
 }
 
 
-def open_split(config: Config, split: str) -> Source:
+def open_split(config: Config, split: str, *, classes: Sequence[str] | None = None) -> Source:
     """Opens a part of the data and says what it holds."""
-    if config.data == "shapes":
-        drawing = {c.name: c for c in shapes.Shapes.BUILDER_CONFIGS}[config.scenes]
-        name = {"val": "validation"}.get(split, split)
-        source = shapes.load(name, data_dir=config.data_dir, config=drawing)
-    else:
-        path = pathlib.Path(config.data)
-        source = sources.open_folder(path, split=split, images=config.images)
-        with tqdm.tqdm(total=len(source), desc=f"looking through {split}", leave=False) as bar:
-            sources.validate(source, progress=lambda done: bar.update(done - bar.n))
+    source = sources.open_data(
+        config.data,
+        split=split,
+        data_dir=config.data_dir,
+        scenes=config.scenes,
+        images=config.images,
+        classes=classes,
+    )
     print(sources.describe(source), flush=True)
     return source
 
@@ -241,30 +244,14 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     )
 
 
-def initial_variables(model: faster_rcnn.FasterRCNN, config: Config) -> Any:
-    """Draws the parameters."""
-    height, width = config.canvases[0]
-    blank = Images(
-        jnp.zeros((1, height, width, 3), jnp.uint8), jnp.array([[height, width]], jnp.int32)
-    )
-    return jax.jit(model.init)(jax.random.key(config.seed), blank)
-
-
-def validation_loss(eval_step: Any, variables: Any, batches: Any, *, seed: int) -> dict[str, float]:
-    """Means of the losses over a split, by name."""
-    sums: steps.Sums = {}
-    for batch in batches:
-        sums = steps.merge(sums, jax.device_get(eval_step(jax.random.key(seed), variables, batch)))
-    return {name: float(value) for name, value in steps.means(sums).items()}
-
-
 def main(config: Config) -> dict[str, float]:
     """Trains, evaluates, writes; returns the metrics of the test split."""
     begun = time.perf_counter()
     config.out.mkdir(parents=True, exist_ok=True)
 
     # Data.
-    train, val = (open_split(config, split) for split in (config.train_split, config.val_split))
+    train = open_split(config, config.train_split)
+    val = open_split(config, config.val_split, classes=train.classes)
     rows = config.max_objects or pipeline.max_object_count(train)
     if cut := pipeline.count_cut(train, rows):
         print(f"{cut} objects do not fit into {rows} rows an image and are left out.")
@@ -284,7 +271,9 @@ def main(config: Config) -> dict[str, float]:
     model = faster_rcnn.build(
         len(train.classes), config.architecture, axis_name=parallel.AXIS, dtype=dtype
     )
-    variables = initial_variables(model, config)
+    variables = state.initial_variables(
+        jax.random.key(config.seed), model, canvas=config.canvases[0]
+    )
     n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(
         f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform}"
@@ -332,8 +321,8 @@ def main(config: Config) -> dict[str, float]:
         draw.save_png(config.out / "pictures" / f"val_{step:06d}.png", sheet)
         log.image(step, "val", sheet)
         metrics = coco.evaluate_boxes(truth, found).metrics
-        losses = validation_loss(
-            eval_step, averaged, pipeline.iterate(val_batches), seed=config.seed
+        losses = steps.evaluate_losses(
+            eval_step, jax.random.key(config.seed), averaged, pipeline.iterate(val_batches)
         )
         return losses | metrics
 
@@ -371,7 +360,7 @@ def main(config: Config) -> dict[str, float]:
 
 def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict[str, float]:
     """Evaluates the best checkpoint on the test split, writes tables and pictures."""
-    test = open_split(config, config.test_split)
+    test = open_split(config, config.test_split, classes=finder.classes)
     variables, _ = checkpoints.load_variables(config.out)
     found = predictor.detect_source(
         finder, parallel.replicate(variables), test, batch_size=config.batch_size

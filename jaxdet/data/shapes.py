@@ -43,7 +43,9 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 FULL = ShapesConfig(name="full", description="What results are reported on.")
 LARGE = ShapesConfig(
-    name="large", description="More to learn from; held-out scenes are those of `full`.", train=12000
+    name="large",
+    description="More to learn from; held-out scenes are those of `full`.",
+    train=12000,
 )
 TINY = ShapesConfig(
     name="tiny", description="For tests: seconds.", train=64, validation=16, test=16

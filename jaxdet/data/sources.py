@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import tqdm
 from jaxtyping import UInt8
 
-from jaxdet.data import coco_json, splits, voc
+from jaxdet.data import coco_json, shapes, splits, voc
 from jaxdet.data.pictures import PictureFiles, read_complete
 from jaxdet.data.records import Annotation, DataError, Source
 
@@ -20,6 +21,7 @@ __all__ = [
     "DataError",
     "Source",
     "describe",
+    "open_data",
     "open_folder",
     "select",
     "to_coco",
@@ -28,6 +30,44 @@ __all__ = [
 
 # Up to here `validate` decodes every picture; beyond, it looks for each file's end only.
 MAX_DECODED = 5000
+
+
+def open_data(
+    data: str,
+    *,
+    split: str,
+    data_dir: pathlib.Path,
+    scenes: str = shapes.FULL.name,
+    images: pathlib.Path | None = None,
+    classes: Sequence[str] | None = None,
+) -> Source:
+    """Opens what `--data` names: the generated scenes, or a folder, looking at every picture.
+
+    Args:
+      data: "shapes", or the path of a COCO JSON, a COCO or VOC folder, or pictures with XML files.
+      split: "train", "val" or "test".
+      data_dir: Where generated data sets are kept.
+      scenes: Which drawing of "shapes", by the name of its config.
+      images: As in `open_folder`.
+      classes: As in `open_folder`.
+
+    Returns:
+      The source; every picture of a folder can be read.
+    """
+    if data == "shapes":
+        name = {"val": "validation"}.get(split, split)
+        config = {c.name: c for c in shapes.Shapes.BUILDER_CONFIGS}[scenes]
+        return shapes.load(name, data_dir=data_dir, config=config)
+    if not data:
+        raise DataError("--data: name a folder or a COCO JSON file.")
+    source = open_folder(pathlib.Path(data), split=split, images=images, classes=classes)
+    with tqdm.tqdm(total=len(source), desc=f"looking through {split}", leave=False) as bar:
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        validate(source, progress=show)
+    return source
 
 
 def open_folder(

@@ -41,13 +41,12 @@ def from_command_line(
     width = max(map(len, configs))
     listing = "\n".join(f"  {key:{width}}  {text}" for key, (text, _) in configs.items())
     config = configs[name][1]
-    return tyro.cli(
-        type(config),
-        default=config,
-        args=arguments,
-        description=f"{help_text(description)}\n\nConfigs (the first word; '{default}' if none is given):\n"
-        f"{listing}\n\nFlags change the config; shown below with the values of '{name}'.",
+    text = (
+        f"{help_text(description)}\n\n"
+        f"Configs (the first word; '{default}' if none is given):\n{listing}\n\n"
+        f"Flags change the config; shown below with the values of '{name}'."
     )
+    return tyro.cli(type(config), default=config, args=arguments, description=text)
 
 
 def help_text(docstring: str) -> str:

@@ -2,10 +2,13 @@
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Int32, Key, UInt32
+
+from jaxdet.structures import Images
 
 PyTree = Any
 
@@ -21,6 +24,23 @@ class TrainState(NamedTuple):
     frozen: PyTree  # Statistics that never change; {} where there are none.
     ema: dict[str, PyTree]  # Averaged `params` and `batch_stats`; {} where nothing is averaged.
     best: Float32[Array, ""]  # Highest value of the metric that picks a checkpoint; -inf at first.
+
+
+def initial_variables(
+    key: Key[Array, ""], model: nn.Module, *, canvas: tuple[int, int]
+) -> dict[str, PyTree]:
+    """Draws a system's parameters.
+
+    Args:
+      key: Where they come from.
+      model: Called with `Images`.
+      canvas: (height, width) of a picture it can be called with.
+
+    Returns:
+      What `model.apply` takes.
+    """
+    pixels = jnp.zeros((1, *canvas, 3), jnp.uint8)
+    return jax.jit(model.init)(key, Images(pixels, jnp.array([canvas], jnp.int32)))
 
 
 def init_state(

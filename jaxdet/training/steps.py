@@ -7,7 +7,7 @@ A loss is a dict of (sum, count) pairs. Counts are added up over devices *before
 The mean over devices of each device's ratio would depend on how images fall on devices.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -118,6 +118,29 @@ def eval_step(
     """
     terms, aux = loss_fn(variables, _with_keys(_typed(key), batch), train=False)
     return _sum_over(_named(terms, aux), axis_name)
+
+
+def evaluate_losses(
+    step: Callable[..., Sums],
+    key: Key[Array, ""],
+    variables: dict[str, PyTree],
+    batches: Iterable[Batch],
+) -> dict[str, float]:
+    """Means of the losses over a whole split, every image counted once.
+
+    Args:
+      step: `eval_step` with its loss bound, compiled.
+      key: As in `eval_step`.
+      variables: What the model is applied with.
+      batches: Of the split.
+
+    Returns:
+      Means by name: "loss/<term>" and the metrics.
+    """
+    sums: Sums = {}
+    for batch in batches:
+        sums = merge(sums, jax.device_get(step(key, variables, batch)))
+    return {name: float(value) for name, value in means(sums).items()}
 
 
 def merge(left: Sums, right: Sums) -> Sums:

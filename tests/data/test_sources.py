@@ -177,3 +177,12 @@ def test_sources_can_be_pickled(voc_folder):
     source = sources.open_folder(voc_folder, split="val")
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(again[1][0], source[1][0])
+
+
+def test_open_data_knows_shapes_and_folders(tmp_path):
+    scenes = sources.open_data("shapes", split="val", data_dir=tmp_path / "data", scenes="tiny")
+    assert len(scenes) == 16 and "circle" in scenes.classes
+    with pytest.raises(DataError, match="--data"):
+        sources.open_data("", split="val", data_dir=tmp_path)
+    with pytest.raises(DataError, match="nothing_here"):
+        sources.open_data(str(tmp_path / "nothing_here"), split="val", data_dir=tmp_path)

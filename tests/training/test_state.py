@@ -1,5 +1,7 @@
 """The record of a run: what it starts from and what models are applied with."""
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,3 +52,19 @@ def test_the_average_predicts_where_there_is_one():
 def test_unknown_collections_are_refused(names):
     with pytest.raises(ValueError, match=f"Got .*{names[-1]}"):
         state.init_state(jax.random.key(0), {n: {"w": jnp.ones(2)} for n in names}, toy.optimizer())
+
+
+def test_initial_variables_depend_on_the_key_alone():
+    class Mean(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return nn.Dense(2)(images.pixels.mean((1, 2)) + images.sizes.sum())
+
+    first, again, other = (
+        state.initial_variables(jax.random.key(k), Mean(), canvas=(4, 6)) for k in (0, 0, 1)
+    )
+    assert first["params"]["Dense_0"]["kernel"].shape == (3, 2)
+    chex.assert_trees_all_equal(first, again)
+    assert not np.array_equal(
+        first["params"]["Dense_0"]["kernel"], other["params"]["Dense_0"]["kernel"]
+    )

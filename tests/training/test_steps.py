@@ -134,3 +134,13 @@ def test_misuse():
         step(line_state(tx), ema_decay=0.9)
     with pytest.raises(ValueError, match=r"Got ema_decay=0.0, state.ema=\['batch_stats'"):
         step(line_state(tx, ema=True))
+
+
+def test_evaluate_losses_divides_once_all_batches_are_added():
+    def step(key, variables, batch):
+        del key
+        return {"loss/a": (jnp.float32(variables * batch), jnp.float32(batch))}
+
+    got = steps.evaluate_losses(step, jax.random.key(0), 2.0, [1.0, 3.0])
+    assert got == {"loss/a": 2.0}
+    assert steps.evaluate_losses(step, jax.random.key(0), 2.0, []) == {}
