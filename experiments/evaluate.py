@@ -67,7 +67,7 @@ def main(config: Config) -> coco.Evaluation:
     if finder is not None:
         with tqdm.tqdm(total=len(source), desc="detecting", unit="picture") as bar:
             rows = predictor.detect_source(
-                dataclasses.replace(finder, category_ids=source.category_ids),
+                finder,
                 variables,
                 source,
                 batch_size=config.batch_size,

@@ -25,7 +25,7 @@ import optax
 from jaxdet import predictor
 from jaxdet.data import pipeline, sources
 from jaxdet.data.augment import Augmentation
-from jaxdet.data.records import DataError, Source
+from jaxdet.data.records import Source
 from jaxdet.metrics import coco
 from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
 from jaxdet.systems import faster_rcnn
@@ -197,6 +197,8 @@ COCO = Config(
 )
 VOC07 = dataclasses.replace(
     COCO,
+    train_split="trainval",
+    val_split="test",
     canvases=((608, 800), (800, 608)),
     augmentation=Augmentation(scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2),
     steps=40_000,
@@ -208,12 +210,14 @@ CONFIGS = {
     "shapes_long": ("The same scenes; an hour on two CPU cores.", SHAPES_LONG),
     "smoke": ("Seconds; does every part work?", SMOKE),
     "folder": ("Your own pictures (--data PATH), from random weights.", FOLDER),
-    "voc07": (
-        "PASCAL VOC 2007 (--data VOCdevkit/VOC2007), from random weights; for accelerators.",
-        VOC07,
-    ),
+    "voc07": ("PASCAL VOC 2007, trainval to test, from random weights; for accelerators.", VOC07),
     "coco": ("COCO 2017 (--data coco), from random weights, 37 epochs; for accelerators.", COCO),
 }
+# What may differ when a run is gone on with.
+FREE = (
+    *("data_dir", "steps", "threads", "n_pictures", "out"),
+    *("evaluate_every", "checkpoint_every", "log_every"),
+)
 
 
 def open_split(config: Config, split: str, *, classes: Sequence[str] | None = None) -> Source:
@@ -305,9 +309,6 @@ def main(config: Config) -> dict[str, float]:
         options=config.detect,
     )
     log = logging.MetricsLog(config.out)
-    logging.write_atomically(
-        config.out / "config.json", json.dumps(recipes.as_json(config), indent=2) + "\n"
-    )
     val_batches = pipeline.eval_pipeline(
         val, canvases=config.canvases, batch_size=config.batch_size, max_objects=rows
     )
@@ -322,21 +323,30 @@ def main(config: Config) -> dict[str, float]:
         log.image(step, "val", sheet)
         metrics = coco.evaluate_boxes(truth, found).metrics
         losses = steps.evaluate_losses(
-            eval_step, jax.random.key(config.seed), averaged, pipeline.iterate(val_batches)
+            jax.random.key(config.seed), eval_step, averaged, pipeline.iterate(val_batches)
         )
         return losses | metrics
 
-    saved = checkpoints.Checkpoints(
-        config.out / "checkpoints",
-        metadata={
-            "system": "faster_rcnn",
-            "architecture": dataclasses.asdict(config.architecture),
-            "detect": config.detect._asdict(),
-            "canvases": config.canvases,
-            "classes": train.classes,
-            "category_ids": train.category_ids,
-            "config": recipes.as_json(config),
-        },
+    metadata = {
+        "system": "faster_rcnn",
+        "architecture": dataclasses.asdict(config.architecture),
+        "detect": config.detect._asdict(),
+        "canvases": config.canvases,
+        "classes": list(train.classes),
+        "category_ids": train.category_ids,
+        "config": recipes.as_json(config),
+    }
+    saved = checkpoints.Checkpoints(config.out / "checkpoints", metadata=metadata)
+    if saved.last_step() is not None:
+        begun_with = saved.last_metadata()
+        recipes.check_same_run(
+            *({"classes": m["classes"]} | m["config"] for m in (begun_with, metadata)),
+            free=FREE,
+            where=config.out,
+        )
+        print(f"{config.out}: going on from step {saved.last_step()} of {config.steps}.")
+    logging.write_atomically(
+        config.out / "config.json", json.dumps(recipes.as_json(config), indent=2) + "\n"
     )
 
     # The loop, then the best checkpoint on the test split.
@@ -391,6 +401,6 @@ if __name__ == "__main__":
     except loop.Interrupted as stop:
         print(f"\n{stop} The same command goes on from there.", file=sys.stderr)
         raise SystemExit(stop.exit_code) from None
-    except (DataError, loop.TrainingDiverged) as fault:
+    except (ValueError, loop.TrainingDiverged) as fault:
         print(f"\n{fault}", file=sys.stderr)
         raise SystemExit(1) from None

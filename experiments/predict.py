@@ -58,9 +58,10 @@ def main(config: Config) -> list[dict]:
     }
     (config.out / "pictures.json").write_text(json.dumps(truth, indent=1) + "\n")
 
+    by_picture = predictor.group_by_picture(rows)
     for index, annotation in enumerate(source.annotations):
         image, _ = source[index]
-        found = [row for row in rows if row["image_id"] == annotation.image_id]
+        found = by_picture.get(annotation.image_id, [])
         drawn = predictor.draw_results(
             image,
             found,

@@ -115,13 +115,19 @@ def detect_source(
     Args:
       predictor: From `load`.
       variables: Of the model.
-      source: Pictures; annotations are not looked at but for sizes and ids.
+      source: Pictures; of the annotations, sizes and ids are looked at. Its category ids are
+        taken where it has classes, which must then be the predictor's.
       batch_size: Pictures at once, rounded up to a multiple of the devices.
       progress: Called with the number of pictures done so far.
 
     Returns:
       Rows of a COCO results file, boxes in pixels of the pictures.
     """
+    if source.classes and source.classes != predictor.classes:
+        raise ValueError(
+            f"{source.name} has the classes {', '.join(source.classes)}; the checkpoint knows "
+            f"{', '.join(predictor.classes)}."
+        )
     n_devices = jax.local_device_count()
     rounded = -(-min(batch_size, len(source)) // n_devices) * n_devices
     batches = pipeline.eval_pipeline(
@@ -138,7 +144,7 @@ def detect_source(
             image_ids=[a.image_id if a else None for a in annotations],
             scales=(sizes / shown)[:, ::-1].astype(np.float32),
             sizes=sizes,
-            category_ids=predictor.category_ids,
+            category_ids=source.category_ids or predictor.category_ids,
         )
         done += sum(a is not None for a in annotations)
         if progress:
@@ -226,6 +232,14 @@ def draw_truth(
     )
 
 
+def group_by_picture(rows: Sequence[Mapping[str, Any]]) -> dict[int, Rows]:
+    """Returns the rows of a COCO results file by image id."""
+    grouped: dict[int, Rows] = {}
+    for row in rows:
+        grouped.setdefault(row["image_id"], []).append(dict(row))
+    return grouped
+
+
 def contact_sheet(
     source: Source,
     rows: Sequence[Mapping[str, Any]],
@@ -243,11 +257,12 @@ def contact_sheet(
       columns: Of the sheet.
       width: Larger pictures are shrunk to this, pixels.
     """
+    by_picture = group_by_picture(rows)
     chosen = np.unique(np.linspace(0, len(source) - 1, min(n_pictures, len(source))).astype(int))
     pairs = []
     for index in chosen:
         image, annotation = source[int(index)]
-        found = [row for row in rows if row["image_id"] == annotation.image_id]
+        found = by_picture.get(annotation.image_id, [])
         truth = draw_truth(image, annotation, classes=source.classes)
         predicted = draw_results(
             image, found, classes=source.classes, category_ids=source.category_ids

@@ -178,6 +178,8 @@ def test_goes_on_after_a_signal_as_if_nothing_happened(run, data_dir, tmp_path, 
         run_script("faster_rcnn", arguments)
     assert not (out / "results.json").exists()
     monkeypatch.undo()
+    with pytest.raises(recipes.ConfigError, match="seed: 0 -> 1"):
+        run_script("faster_rcnn", [*arguments, "--seed", 1])
     run_script("faster_rcnn", arguments)
     assert final_parameters(out) == final_parameters(whole)
     steps = [row["step"] for row in logging.read_rows(out) if "loss" in row]

@@ -94,7 +94,13 @@ def open_folder(
     Returns:
       The source. Pictures are not opened yet: see `validate`.
     """
-    for find in (_voc_parts, _coco_parts, _side_by_side_parts):
+    inner = [] if not path.is_dir() else [f for f in sorted(path.iterdir()) if _is_voc(f)]
+    if inner and not _is_voc(path):
+        raise DataError(
+            f"{path}: holds VOC folders; name one of them: {', '.join(map(str, inner))}"
+        )
+    finders = (_voc_parts, _coco_parts, _side_by_side_parts, _loose_coco_parts)
+    for find in finders:
         parts = find(path, classes, images)
         if parts:
             break
@@ -121,9 +127,27 @@ _Parts = dict[str, Callable[[], Source]]
 def _coco_parts(
     path: pathlib.Path, classes: Sequence[str] | None, images: pathlib.Path | None
 ) -> _Parts:
+    """What is surely COCO: a file that was named, or an `annotations` folder."""
     files = [path] if path.is_file() else []
-    for pattern in ("annotations/instances_*.json", "annotations/*.json", "*.json", "*/*.json"):
+    for pattern in ("annotations/instances_*.json", "annotations/*.json"):
         files = files or sorted(path.glob(pattern))
+    return _coco_files(path, files, classes, images)
+
+
+def _loose_coco_parts(
+    path: pathlib.Path, classes: Sequence[str] | None, images: pathlib.Path | None
+) -> _Parts:
+    """JSON files that lie about: taken for COCO where nothing else was found."""
+    files = sorted(path.glob("*.json")) or sorted(path.glob("*/*.json"))
+    return _coco_files(path, files, classes, images)
+
+
+def _coco_files(
+    path: pathlib.Path,
+    files: Sequence[pathlib.Path],
+    classes: Sequence[str] | None,
+    images: pathlib.Path | None,
+) -> _Parts:
     parts: _Parts = {}
     for file in files:
         part = splits.split_of(str(file.relative_to(path))) if path.is_dir() else file.stem
@@ -139,11 +163,15 @@ def _coco_parts(
     return parts
 
 
+def _is_voc(path: pathlib.Path) -> bool:
+    return (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir()
+
+
 def _voc_parts(
     path: pathlib.Path, classes: Sequence[str] | None, images: pathlib.Path | None
 ) -> _Parts:
     del images  # VOC says where they are.
-    if not (path / "Annotations").is_dir() or not (path / "JPEGImages").is_dir():
+    if not _is_voc(path):
         return {}
     lists = {
         file.stem: [line.split()[0] for line in file.read_text().splitlines() if line.strip()]

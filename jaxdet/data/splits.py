@@ -53,11 +53,12 @@ def choose(split: str, parts: Collection[str]) -> tuple[str, bool]:
         raise ValueError(f"there is no part for {split!r} in {sorted(parts)}")
     if split == "trainval":
         return split, False
-    train = next((name for name in _FITTING["train"] if name in parts), None)
     fitting = next((name for name in _FITTING[split] if name in parts), None)
-    if train is None or fitting is None or not {"val", "test"} & set(parts):
-        return train or min(parts), True
-    return fitting, False
+    if {"val", "test"} & set(parts):
+        if fitting is None:
+            raise ValueError(f"there is no part to train on in {sorted(parts)}")
+        return fitting, False
+    return fitting or next((p for p in _FITTING["train"] if p in parts), min(parts)), True
 
 
 def divide(names: Sequence[str], split: str) -> list[int]:

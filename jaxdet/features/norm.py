@@ -52,7 +52,9 @@ class BatchNorm(nn.BatchNorm):
 class FrozenBatchNorm(nn.Module):
     """Batch normalization by fixed statistics; nothing in it is trained.
 
-    Its four arrays live in the collection `frozen`, where no optimizer finds them.
+    Its four arrays live in the collection `frozen`, where no optimizer finds them. A scale that is
+    never trained must not start at zero, so `scale_init` is not heeded: a fresh layer is the
+    identity.
     """
 
     epsilon: float = 1e-5
@@ -66,7 +68,7 @@ class FrozenBatchNorm(nn.Module):
         """Returns `x` times one number per channel plus another."""
         del mask, train
         shape = (x.shape[-1],)
-        scale = self.variable("frozen", "scale", self.scale_init, None, shape).value
+        scale = self.variable("frozen", "scale", jnp.ones, shape).value
         bias = self.variable("frozen", "bias", jnp.zeros, shape).value
         mean = self.variable("frozen", "mean", jnp.zeros, shape).value
         variance = self.variable("frozen", "var", jnp.ones, shape).value

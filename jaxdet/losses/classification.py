@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Real
 
+# A term of a loss: the sum over what it is about, and how many there are.
+Term = tuple[Float[Array, ""], Float[Array, ""]]
+
 
 def softmax_cross_entropy(
     logits: Float[Array, "*b k"], labels: Int[Array, "*b"]
@@ -39,7 +42,7 @@ def sigmoid_cross_entropy(
 
 def weighted_sum(
     values: Float[Array, "*b"], weights: Real[Array, "*b"] | Bool[Array, "*b"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+) -> Term:
     """Returns the sum of weight * value and the sum of the weights, a term of a loss.
 
     A row of weight 0 adds nothing to the sum or to the gradient of `values`, even if its value

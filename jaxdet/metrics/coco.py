@@ -90,6 +90,8 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads a COCO results file of boxes; a fault is a ValueError naming file, row and field."""
     try:
         rows = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:  # Not JSON, or not even text.
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(rows, list):

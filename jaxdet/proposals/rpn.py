@@ -25,9 +25,6 @@ from jaxdet.targets import matching, sampling
 
 small_normal = nn.initializers.normal(0.01)
 
-# The sum and count of a loss term.
-Term = tuple[Float[Array, ""], Float[Array, ""]]
-
 
 class RPNOutputs(NamedTuple):
     """What the network says of every anchor."""
@@ -220,7 +217,7 @@ def rpn_loss(
     regions: Bool[Array, " n"],
     *,
     options: RPNTargets,
-) -> dict[str, Term]:
+) -> dict[str, classification.Term]:
     """Returns one image's losses as (sum, count), the count that of sampled anchors.
 
     Args:

@@ -18,9 +18,6 @@ from jaxdet.targets import matching, sampling
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
-# The sum and count of a loss term.
-Term = tuple[Float[Array, ""], Float[Array, ""]]
-
 
 class RoISample(NamedTuple):
     """The boxes of one image that its loss looks at."""
@@ -92,7 +89,9 @@ def sample_rois(
     )
 
 
-def box_head_loss(head: BoxOutputs, sample: RoISample, *, beta: float = 1 / 9) -> dict[str, Term]:
+def box_head_loss(
+    head: BoxOutputs, sample: RoISample, *, beta: float = 1 / 9
+) -> dict[str, classification.Term]:
     """Returns one image's losses as (sum, count), the count that of sampled boxes.
 
     Args:

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float
 from jaxdet.features import fpn, norm, resnet
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders, nms
+from jaxdet.losses.classification import Term
 from jaxdet.proposals import rpn
 from jaxdet.proposals.rpn import RPNOutputs
 from jaxdet.regions import heads, roi_loss
@@ -212,7 +213,7 @@ def loss(
     *,
     train: bool,
     options: LossOptions = LossOptions(),
-) -> tuple[dict[str, rpn.Term], Aux]:
+) -> tuple[dict[str, Term], Aux]:
     """Returns the four losses of a batch.
 
     Args:
@@ -228,7 +229,7 @@ def loss(
       sampled objects that get their class (`roi_accuracy`).
     """
 
-    def run(bound: FasterRCNN) -> tuple[dict[str, rpn.Term], dict[str, rpn.Term]]:
+    def run(bound: FasterRCNN) -> tuple[dict[str, Term], dict[str, Term]]:
         return _loss(bound, batch, train=train, options=options)
 
     (terms, metrics), updates = nn.apply(run, model, mutable=["batch_stats"] if train else [])(
@@ -240,7 +241,7 @@ def loss(
 
 def _loss(
     model: FasterRCNN, batch: Batch, *, train: bool, options: LossOptions
-) -> tuple[dict[str, rpn.Term], dict[str, rpn.Term]]:
+) -> tuple[dict[str, Term], dict[str, Term]]:
     images, truth = batch.images, batch.instances
     if batch.keys is None:
         raise ValueError("`batch.keys` is None: training samples boxes, so each image needs a key.")
@@ -270,17 +271,20 @@ def _loss(
     roi_terms = jax.vmap(functools.partial(roi_loss.box_head_loss, beta=options.beta))(head, sample)
 
     hits = (jnp.argmax(head.logits, axis=-1) == sample.labels) & sample.positive
+    count = functools.partial(jnp.sum, axis=1, dtype=jnp.float32)
     metrics = {
         "proposal_recall": jax.vmap(_recall)(proposals.boxes, truth.boxes, objects),
-        "roi_accuracy": (hits.astype(jnp.float32), sample.positive.astype(jnp.float32)),
+        "roi_accuracy": (count(hits), count(sample.positive)),
     }
-    # Sums over images; the step divides once all devices have added theirs.
-    return jax.tree.map(jnp.sum, (rpn_terms | roi_terms, metrics))
+    # Sums over images; the step divides once all devices have added theirs. A picture that only
+    # fills the batch has anchors, all of them background: it must not count.
+    real = batch.records >= 0
+    return jax.tree.map(lambda x: jnp.sum(jnp.where(real, x, 0)), (rpn_terms | roi_terms, metrics))
 
 
 def _recall(
     proposals: Float[Array, "m 4"], boxes: Float[Array, "n 4"], objects: Bool[Array, " n"]
-) -> rpn.Term:
+) -> Term:
     found = jnp.max(box_ops.pairwise_iou(boxes, proposals), axis=1) >= 0.5
     return jnp.sum(found & objects, dtype=jnp.float32), jnp.sum(objects, dtype=jnp.float32)
 

@@ -182,7 +182,7 @@ def _manager(directory: pathlib.Path, *, keep: int | None = None) -> ocp.Checkpo
 
 def _locate(path: str | pathlib.Path) -> tuple[ocp.CheckpointManager, int]:
     path = pathlib.Path(path).absolute()
-    if path.name.isdigit() and path.is_dir():
+    if path.name.isdigit() and (path / "metadata").is_dir():
         return _manager(path.parent), int(path.name)
     roots = (path / "checkpoints", path)
     series = [root / name for root in roots for name in ("best", "last")]

@@ -187,6 +187,11 @@ def _check_divides(tree: PyTree, n_devices: int) -> None:
 
 
 def _devices(devices: Devices | None) -> list[Any]:
+    if jax.process_count() > 1:
+        raise ValueError(
+            "Steps run on the devices of one process so far; a sum would leave out those of "
+            f"the others. Got {jax.process_count()} processes"
+        )
     return list(jax.local_devices() if devices is None else devices)
 
 

@@ -49,6 +49,46 @@ def from_command_line(
     return tyro.cli(type(config), default=config, args=arguments, description=text)
 
 
+class ConfigError(ValueError):
+    """A run cannot go on with the configuration given."""
+
+
+def check_same_run(
+    saved: Mapping[str, Any], now: Mapping[str, Any], *, free: Sequence[str], where: Any
+) -> None:
+    """Refuses to go on with a run under another configuration.
+
+    Args:
+      saved: What the run was begun with, as JSON holds it; dictionaries may be nested.
+      now: What it would go on with.
+      free: Names of entries that may change.
+      where: The run, for the message.
+
+    Raises:
+      ConfigError: Names every entry that differs, with both values.
+    """
+    before, after = _flat(saved), _flat(now)
+    changed = [
+        f"  {name}: {before.get(name)!r} -> {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and name not in free
+    ]
+    if changed:
+        raise ConfigError(
+            f"{where} holds a run that was begun differently:\n"
+            + "\n".join(changed)
+            + "\nGive the same flags to go on with it, or another --out."
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
+
+
 def help_text(docstring: str) -> str:
     """Returns a script's docstring for `--help`, which runs lines together within paragraphs.
 

@@ -121,26 +121,27 @@ def eval_step(
 
 
 def evaluate_losses(
-    step: Callable[..., Sums],
     key: Key[Array, ""],
+    step: Callable[..., Sums],
     variables: dict[str, PyTree],
     batches: Iterable[Batch],
 ) -> dict[str, float]:
     """Means of the losses over a whole split, every image counted once.
 
     Args:
-      step: `eval_step` with its loss bound, compiled.
       key: As in `eval_step`.
+      step: `eval_step` with its loss bound, compiled.
       variables: What the model is applied with.
       batches: Of the split.
 
     Returns:
-      Means by name: "loss/<term>" and the metrics.
+      Means by name: "loss/<term>", their sum "loss", and the metrics.
     """
     sums: Sums = {}
     for batch in batches:
         sums = merge(sums, jax.device_get(step(key, variables, batch)))
-    return {name: float(value) for name, value in means(sums).items()}
+    found = {name: float(value) for name, value in means(sums).items()}
+    return found | {"loss": sum(v for name, v in found.items() if name.startswith("loss/"))}
 
 
 def merge(left: Sums, right: Sums) -> Sums:

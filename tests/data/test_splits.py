@@ -32,3 +32,11 @@ def test_divide_ignores_order():
     held_out = {"abcdefgh"[i] for i in splits.divide("abcdefgh", "val")}
     assert held_out == {"hgfedcba"[i] for i in splits.divide("hgfedcba", "val")}
     assert splits.divide("a", "train") == [0] and splits.divide("a", "val") == []
+
+
+def test_a_held_out_part_alone_is_read_whole():
+    assert splits.choose("val", {"val"}) == ("val", False)
+    assert splits.choose("test", {"val"}) == ("val", False)
+    assert splits.choose("val", {"val", "test"}) == ("val", False)
+    with pytest.raises(ValueError, match="train on"):
+        splits.choose("train", {"val", "test"})

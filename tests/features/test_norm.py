@@ -150,3 +150,12 @@ def test_the_type_of_the_output_is_asked_for(norm):
     got = layer.apply(variables, x, ones(x), train=True, mutable=["batch_stats"])[0]
     assert got.dtype == jnp.bfloat16
     assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_frozen_batch_norm_starts_as_the_identity_whatever_is_asked_for(rng):
+    """A scale of zero that is never trained would silence a residual branch for good."""
+    x = jnp.asarray(rng.normal(size=(1, 2, 2, 3)), jnp.float32)
+    mask = jnp.ones((1, 2, 2, 1), bool)
+    layer = FrozenBatchNorm(epsilon=0.0, scale_init=jax.nn.initializers.zeros)
+    got, _ = layer.init_with_output(jax.random.key(0), x, mask, train=True)
+    np.testing.assert_allclose(got, x, rtol=1e-6)

@@ -222,3 +222,17 @@ def test_overfits_one_batch(subject):
             variables["batch_stats"] = aux.batch_stats
     found = subject.detect(variables, BATCH.images)
     assert [wrongly_found(BATCH.instances, found, i) for i in range(4)] == [0, 0, 0, 0]
+
+
+def test_pictures_that_fill_a_batch_do_not_count(subject):
+    """Sums and counts of two halves, each with the other marked as filling, add up."""
+
+    def sums(real):
+        batch = BATCH._replace(records=jnp.where(jnp.asarray(real), BATCH.records, -1))
+        terms, aux = subject.loss_and_gradient(subject.variables, batch)[0][1]
+        return jax.tree.map(float, (terms, aux.metrics))
+
+    whole, first, second = sums([1, 1, 1, 1]), sums([1, 0, 0, 1]), sums([0, 1, 1, 0])
+    parts = jax.tree.map(lambda a, b: a + b, first, second)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), parts, whole)
+    assert all(count == 0 for _, count in sums([0, 0, 0, 0])[0].values())

@@ -100,3 +100,15 @@ def test_as_json_is_what_a_file_gives_back():
 def test_help_text_keeps_points_apart_and_lines_together():
     text = "Does x.\n\nRun   a\n      b\nWrites  c\n"
     assert recipes.help_text(text) == "Does x.\n\nRun   a\n      b\n\nWrites  c"
+
+
+def test_a_run_goes_on_under_the_same_config_only():
+    begun = {"rate": 0.1, "steps": 5, "inner": {"depth": 1, "width": 2}}
+    recipes.check_same_run(begun, begun | {"steps": 9}, free=["steps"], where="runs/x")
+    now = begun | {"steps": 9, "inner": {"depth": 3, "width": 2}}
+    with pytest.raises(recipes.ConfigError) as error:
+        recipes.check_same_run(begun, now, free=["steps"], where="runs/x")
+    assert "runs/x" in str(error.value) and "inner.depth: 1 -> 3" in str(error.value)
+    assert "width" not in str(error.value) and "steps" not in str(error.value)
+    with pytest.raises(recipes.ConfigError, match=r"inner\.width: 2 -> None"):
+        recipes.check_same_run(begun, begun | {"inner": {"depth": 1}}, free=[], where="runs/x")

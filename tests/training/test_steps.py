@@ -9,6 +9,7 @@ import optax
 import pytest
 import toy_regression as toy
 
+from jaxdet.structures import Batch, Images
 from jaxdet.training import state as states
 from jaxdet.training import steps
 
@@ -139,8 +140,16 @@ def test_misuse():
 def test_evaluate_losses_divides_once_all_batches_are_added():
     def step(key, variables, batch):
         del key
-        return {"loss/a": (jnp.float32(variables * batch), jnp.float32(batch))}
+        count = batch.positions.shape[0]
+        value = variables["params"]["w"] * batch.positions.sum()
+        return {"loss/a": (value, jnp.float32(count)), "b": (value, jnp.float32(1))}
 
-    got = steps.evaluate_losses(step, jax.random.key(0), 2.0, [1.0, 3.0])
-    assert got == {"loss/a": 2.0}
-    assert steps.evaluate_losses(step, jax.random.key(0), 2.0, []) == {}
+    batches = [toy_batch(positions=[1, 2]), toy_batch(positions=[5])]
+    got = steps.evaluate_losses(jax.random.key(0), step, {"params": {"w": jnp.float32(3)}}, batches)
+    assert got == {"loss/a": 8.0, "b": 12.0, "loss": 8.0}
+
+
+def toy_batch(positions):
+    nothing = jnp.zeros(0)
+    images = Images(nothing, nothing)
+    return Batch(images, nothing, nothing, positions=jnp.asarray(positions, jnp.float32))
