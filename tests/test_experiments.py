@@ -182,8 +182,11 @@ def test_goes_on_after_a_signal_as_if_nothing_happened(run, data_dir, tmp_path, 
         run_script("faster_rcnn", [*arguments, "--seed", 1])
     run_script("faster_rcnn", arguments)
     assert final_parameters(out) == final_parameters(whole)
-    steps = [row["step"] for row in logging.read_rows(out) if "loss" in row]
-    assert steps == [1, 2, 3, 4, 5, 6]
+    rows = [row for row in logging.read_rows(out) if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    assert json.loads((out / "results.json").read_text())["seconds"] > seconds[-1]
 
 
 @pytest.mark.slow

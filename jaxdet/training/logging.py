@@ -56,6 +56,11 @@ class MetricsLog:
         """
         self._board.add_image(name, pixels, step, dataformats="HWC")
 
+    def seconds(self) -> float:
+        """How long the run has taken up to its last row, over all its starts."""
+        rows = read_rows(self.directory)
+        return max((row.get("seconds", 0.0) for row in rows), default=0.0)
+
     def truncate(self, step: int) -> None:
         """Forgets rows beyond a step, and a last row that was cut while being written.
 

@@ -136,6 +136,7 @@ class _Journal:
         self._steps, self._every, self._progress = steps, every, progress
         self._pending: tuple[int, Mapping[str, Any], int] | None = None
         self._begun = self._window = time.perf_counter()
+        self._before = 0.0  # Seconds of earlier starts.
         self._waited = self._idle = 0.0
         self._n_steps = self._n_images = 0
         self._first: dict[str, float] = {}  # How long the start took, until it is logged.
@@ -144,6 +145,7 @@ class _Journal:
     @contextlib.contextmanager
     def begin(self, start: int) -> Iterator[None]:
         """Shows the progress bar while the run lasts."""
+        self._before = 0.0 if self._log is None else self._log.seconds()
         self._bar = tqdm.tqdm(
             total=self._steps, initial=start, disable=not self._progress, unit="step"
         )
@@ -203,6 +205,7 @@ class _Journal:
     def _write(self, step: int, values: dict[str, float], now: float) -> None:
         seconds = max(now - self._window - self._idle, 1e-9)
         timings = {
+            "seconds": self._before + now - self._begun,
             "seconds_per_step": seconds / self._n_steps,
             "images_per_second": self._n_images / seconds,
             "data_wait": self._waited / seconds,  # A share, 0 to 1.
