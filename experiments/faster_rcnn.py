@@ -94,9 +94,10 @@ SMALL = Architecture(
     width=32,
     norm="batch",
     n_frozen=0,
+    first_stage=1,
     pyramid_features=64,
-    anchor_sizes=((20.0,), (32.0,), (50.0,), (72.0,)),
-    canonical_size=192.0,
+    anchor_sizes=((24.0,), (40.0,), (64.0,)),
+    canonical_size=112.0,
     head_features=256,
     aligned=True,
 )
@@ -122,7 +123,13 @@ SHAPES = Config(
 SHAPES_LONG = dataclasses.replace(
     SHAPES,
     scenes="large",
-    architecture=dataclasses.replace(SMALL, width=48),
+    architecture=dataclasses.replace(
+        SMALL,
+        width=48,
+        first_stage=0,
+        anchor_sizes=((20.0,), (32.0,), (50.0,), (72.0,)),
+        canonical_size=192.0,
+    ),
     steps=8000,
     ema_decay=0.999,
     evaluate_every=2000,
@@ -136,7 +143,6 @@ SMOKE = dataclasses.replace(
         SMALL,
         width=16,
         n_stages=3,
-        first_stage=1,
         pyramid_features=16,
         anchor_sizes=((24.0,), (48.0,)),
         head_features=16,
@@ -160,9 +166,7 @@ FOLDER = dataclasses.replace(
     SHAPES,
     data="",
     canvases=((320, 416), (416, 320)),
-    architecture=dataclasses.replace(
-        SMALL, first_stage=1, anchor_sizes=((32.0,), (64.0,), (128.0,)), canonical_size=112.0
-    ),
+    architecture=dataclasses.replace(SMALL, anchor_sizes=((32.0,), (64.0,), (128.0,))),
     augmentation=Augmentation(scale=(0.8, 1.25), brightness=0.2, contrast=0.2, saturation=0.2),
     loss=LossOptions(
         anchors=RPNTargets(sample_size=128),

@@ -77,7 +77,13 @@ def signalled_after(n, signum=signal.SIGTERM, *, step=None):
 
 def numbers(directory):
     """Rows without the clock's."""
-    clock = ("seconds", "seconds_per_step", "images_per_second", "data_wait", "seconds_to_first_step")
+    clock = (
+        "seconds",
+        "seconds_per_step",
+        "images_per_second",
+        "data_wait",
+        "seconds_to_first_step",
+    )
     rows = logging.read_rows(directory)
     return [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
