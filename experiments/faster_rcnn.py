@@ -111,13 +111,13 @@ SHAPES = Config(
         positive_fraction=0.5,
     ),
     detect=DetectOptions(max_candidates=400, proposals=ProposalOptions(pre_nms=200, post_nms=100)),
-    steps=1500,
+    steps=1200,
     optimizer="adamw",
     learning_rate=1e-3,
     weight_decay=0.05,
     warmup_steps=100,
-    evaluate_every=750,
-    checkpoint_every=250,
+    evaluate_every=600,
+    checkpoint_every=300,
     out=pathlib.Path("runs/shapes"),
 )
 SHAPES_LONG = dataclasses.replace(
