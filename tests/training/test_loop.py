@@ -78,10 +78,7 @@ def signalled_after(n, signum=signal.SIGTERM, *, step=None):
 def numbers(directory):
     """Rows without the clock's."""
     clock = (
-        "seconds",
-        "seconds_per_step",
-        "images_per_second",
-        "data_wait",
+        *("seconds", "seconds_per_step", "images_per_second", "data_wait"),
         "seconds_to_first_step",
     )
     rows = logging.read_rows(directory)
