@@ -275,7 +275,7 @@ def _save(state: TrainState, checkpoints: Checkpoints | None, *, evaluated: bool
 
 def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
     """A finite gradient can still take a parameter out of range: such a state is not saved."""
-    arrays = jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))
+    arrays = jax.tree.leaves(jax.device_get((state.params, state.batch_stats, state.ema)))
     if not all(np.isfinite(x.astype(np.float32)).all() for x in arrays):
         raise TrainingDiverged(_diverged(int(state.step), {"parameters": math.nan}, checkpoints))
 
