@@ -182,6 +182,7 @@ FOLDER = dataclasses.replace(
     batch_size=8,
     steps=1600,
     learning_rate=2e-3,
+    warmup_steps=100,
     evaluate_every=400,
     checkpoint_every=200,
     out=pathlib.Path("runs/folder"),
