@@ -88,8 +88,10 @@ def test_frozen_stages_get_no_gradient_and_keep_their_statistics(images, n_froze
                 assert all(same) if i < n_frozen else not any(same)
 
 
-def test_branches_start_as_identities(images):
-    model = ResNet((2,), Bottleneck, width=4, norm=norm.FrozenBatchNorm)
+@pytest.mark.parametrize("norm_layer", [norm.BatchNorm, norm.FrozenBatchNorm])
+def test_branches_start_as_identities_where_they_can_leave_it(images, norm_layer):
+    """A frozen norm's scale is never trained: a branch that begins silent would stay so."""
+    model = ResNet((2,), Bottleneck, width=4, norm=norm_layer)
     init = functools.partial(model.init, train=False)
     variables = jax.jit(init)(jax.random.key(0), images, SIZES)
 
@@ -97,11 +99,12 @@ def test_branches_start_as_identities(images):
     def run(variables):
         return model.apply(variables, images, SIZES, train=False)[0]
 
-    # The branches' convolutions change nothing yet; the shortcut's does.
+    # The branches' convolutions change nothing yet where norms are trained; the shortcut's does.
     before, params = run(variables), variables["params"]
     for block in params["layer1"].values():
         block["conv2"] = {"kernel": block["conv2"]["kernel"] + 1}
-    np.testing.assert_array_equal(run(variables), before)
+    silent = norm_layer is norm.BatchNorm
+    assert np.array_equal(run(variables), before) == silent
     shortcut = params["layer1"]["0"]["downsample"]["0"]
     shortcut["kernel"] = 2 * shortcut["kernel"]
     assert not np.allclose(run(variables), before)
