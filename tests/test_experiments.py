@@ -1,6 +1,7 @@
 """Every script's smoke config runs, writes what its header says, and starts where it stopped."""
 
 import collections
+import contextlib
 import functools
 import importlib.util
 import json
@@ -44,10 +45,9 @@ def run_script(name, arguments):
     return module.main(config)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir):
-    """A finished smoke run, with how often each function was traced."""
-    out = tmp_path_factory.mktemp("runs") / "smoke"
+@contextlib.contextmanager
+def counted_traces():
+    """Counts how often `loss` and `detect` are traced, by canvas."""
     traces = collections.Counter()
     with pytest.MonkeyPatch.context() as patch:
         original_loss, original_detect = system.loss, system.detect
@@ -62,6 +62,14 @@ def run(tmp_path_factory, data_dir):
 
         patch.setattr(system, "loss", loss)
         patch.setattr(system, "detect", detect)
+        yield traces
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir):
+    """A finished smoke run, with how often each function was traced."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    with counted_traces() as traces:
         metrics = run_script("faster_rcnn", ["smoke", "--data-dir", data_dir, "--out", out])
     return out, metrics, traces
 
@@ -151,7 +159,13 @@ def test_trains_on_a_voc_folder_with_two_canvases(tmp_path):
         (pictures / f"{i}.xml").write_text(text)
     out = tmp_path / "run"
     arguments = ["smoke", "--data", pictures, "--out", out, "--steps", 4]
-    run_script("faster_rcnn", [*arguments, "--canvases", 96, 128, 128, 96])
+    with counted_traces() as traces:
+        run_script("faster_rcnn", [*arguments, "--canvases", 96, 128, 128, 96])
+    assert {key for key in traces if key[-1] is True} == {
+        ("loss", (96, 128), True),
+        ("loss", (128, 96), True),
+    }
+    assert set(traces.values()) == {1}
     _, metadata = checkpoints.load_variables(out)
     assert metadata["classes"] == ["blue", "red"]
 

@@ -51,6 +51,27 @@ class Conv(nn.Module):
         return x + bias.reshape(1, 1, 1, -1)
 
 
+class FirstOfSequence(nn.Module):
+    """A convolution that torchvision keeps as the first layer of a sequence: `NAME.0`."""
+
+    features: int
+    kernel_size: int
+    kernel_init: Callable[..., Any]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
+        """Returns the filtered maps, with a bias."""
+        conv = Conv(
+            self.features,
+            self.kernel_size,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="0",
+        )
+        return conv(x)
+
+
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Maximum over 3x3 windows at stride 2, padded by 1: [b, ceil(h / 2), ceil(w / 2), c].
 

@@ -10,28 +10,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdet.features.conv import Conv
+from jaxdet.features.conv import FirstOfSequence
 
 lecun_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-
-
-class _Named(nn.Module):
-    """A convolution that torchvision keeps as the first layer of a sequence: `NAME.0`."""
-
-    features: int
-    kernel_size: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        conv = Conv(
-            self.features,
-            self.kernel_size,
-            kernel_init=lecun_uniform,
-            dtype=self.dtype,
-            name="0",
-        )
-        return conv(x)
 
 
 class _Blocks(nn.Module):
@@ -44,7 +25,9 @@ class _Blocks(nn.Module):
     @nn.compact
     def __call__(self, maps: list[Array]) -> list[Array]:
         return [
-            _Named(self.features, self.kernel_size, self.dtype, name=str(i))(x)
+            FirstOfSequence(
+                self.features, self.kernel_size, lecun_uniform, self.dtype, name=str(i)
+            )(x)
             for i, x in enumerate(maps)
         ]
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxdet.features.conv import Conv
+from jaxdet.features.conv import Conv, FirstOfSequence
 from jaxdet.geometry import anchors as anchor_ops
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders, nms
@@ -88,18 +88,9 @@ class _Convs(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i in range(self.n_convs):
-            x = nn.relu(_First(self.features, self.dtype, name=str(i))(x))
+            conv = FirstOfSequence(self.features, 3, small_normal, self.dtype, name=str(i))
+            x = nn.relu(conv(x))
         return x
-
-
-class _First(nn.Module):
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        conv = Conv(self.features, 3, kernel_init=small_normal, dtype=self.dtype, name="0")
-        return conv(x)
 
 
 class RPN(nn.Module):
