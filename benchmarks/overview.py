@@ -21,7 +21,7 @@ import tyro
 
 from jaxdet.data import pipeline, shapes
 from jaxdet.data.augment import Augmentation
-from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import iou as iou_ops
 from jaxdet.geometry import nms
 from jaxdet.regions import roi_align, roi_pool
 from jaxdet.structures import Batch, Images, Instances
@@ -73,7 +73,7 @@ def operator_cases(rng: np.random.Generator) -> dict[str, Case]:
 
     def match(objects: jax.Array, anchors: jax.Array) -> matching.Matches:
         return matching.match(
-            box_ops.pairwise_iou(objects, anchors),
+            iou_ops.pairwise_iou(objects, anchors),
             jnp.ones(len(objects), bool),
             positive_iou=0.7,
             negative_iou=0.3,
@@ -88,7 +88,7 @@ def operator_cases(rng: np.random.Generator) -> dict[str, Case]:
         "roi_pool, 1000 RoIs, 256 ch, 7x7": (pool, (features, rois)),
         "nms, 5000 boxes, 5 levels, keep 1000": (suppress, (many, scores, groups, valid)),
         "matching, 240000 anchors, 20 objects": (match, (objects, anchors)),
-        "iou, 5000 x 100": (box_ops.pairwise_iou, (many, many[:100])),
+        "iou, 5000 x 100": (iou_ops.pairwise_iou, (many, many[:100])),
     }
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import iou as iou_ops
 
 
 class Kept(NamedTuple):
@@ -95,7 +95,7 @@ def batched_nms(
     def keep_next(alive, _):
         first = jnp.min(jnp.where(alive, ranks, n))
         row = jnp.minimum(first, n - 1)
-        overlaps = box_ops.pairwise_iou(boxes[row][None], boxes)[0] > iou_threshold
+        overlaps = iou_ops.pairwise_iou(boxes[row][None], boxes)[0] > iou_threshold
         suppressed = overlaps & (groups == groups[row])
         return alive & ~suppressed & (ranks != first), first
 

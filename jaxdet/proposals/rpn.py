@@ -18,6 +18,7 @@ from jaxdet.features.conv import Conv, FirstOfSequence
 from jaxdet.geometry import anchors as anchor_ops
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders, nms
+from jaxdet.geometry import iou as iou_ops
 from jaxdet.losses import boxes as box_losses
 from jaxdet.losses import classification
 from jaxdet.structures import Proposals
@@ -229,7 +230,7 @@ def rpn_loss(
       divides the regression by the number of positions and weights it by 10, about the same.
     """
     matches = matching.match(
-        box_ops.pairwise_iou(boxes, anchors),
+        iou_ops.pairwise_iou(boxes, anchors),
         objects,
         positive_iou=options.positive_iou,
         negative_iou=options.negative_iou,

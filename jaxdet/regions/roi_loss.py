@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders
+from jaxdet.geometry import iou as iou_ops
 from jaxdet.losses import boxes as box_losses
 from jaxdet.losses import classification
 from jaxdet.regions.heads import BoxOutputs
@@ -65,7 +65,7 @@ def sample_rois(
     boxes = jnp.concatenate([boxes, truth.boxes])
     valid = jnp.concatenate([valid, objects])
     matches = matching.match(
-        box_ops.pairwise_iou(truth.boxes, boxes),
+        iou_ops.pairwise_iou(truth.boxes, boxes),
         objects,
         positive_iou=positive_iou,
         negative_iou=positive_iou,

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float
 from jaxdet.features import fpn, norm, resnet
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders, nms
+from jaxdet.geometry import iou as iou_ops
 from jaxdet.losses.classification import Term
 from jaxdet.proposals import rpn
 from jaxdet.proposals.rpn import RPNOutputs
@@ -285,7 +286,7 @@ def _loss(
 def _recall(
     proposals: Float[Array, "m 4"], boxes: Float[Array, "n 4"], objects: Bool[Array, " n"]
 ) -> Term:
-    found = jnp.max(box_ops.pairwise_iou(boxes, proposals), axis=1) >= 0.5
+    found = jnp.max(iou_ops.pairwise_iou(boxes, proposals), axis=1) >= 0.5
     return jnp.sum(found & objects, dtype=jnp.float32), jnp.sum(objects, dtype=jnp.float32)
 
 

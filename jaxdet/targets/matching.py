@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
-from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import iou as iou_ops
 
 
 class Matches(NamedTuple):
@@ -86,6 +86,6 @@ def ignore_regions(
     """
     if not 0 < iof <= 1:
         raise ValueError(f"iof must be above 0, at most 1. Got {iof}")
-    inside = box_ops.pairwise_intersection_over_first(anchors, regions) >= iof
+    inside = iou_ops.pairwise_intersection_over_first(anchors, regions) >= iof
     hidden = jnp.any(inside & region_valid[None, :], axis=1)
     return matches._replace(negative=matches.negative & ~hidden)

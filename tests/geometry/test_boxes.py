@@ -1,9 +1,6 @@
-import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from jaxdet.geometry import boxes as box_ops
 
@@ -16,19 +13,6 @@ DEGENERATE = jnp.array(
 def random_boxes(rng, n):
     low, side = rng.uniform(0, 90, (n, 2)), rng.uniform(5, 50, (n, 2))
     return jnp.asarray(np.hstack([low, low + side]), jnp.float32)
-
-
-def pixel_masks(boxes):
-    """Oracle: the pixels that boxes with whole corners cover, one mask each."""
-    masks = np.zeros((len(boxes), 24, 24), bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-        mask[y1:y2, x1:x2] = True
-    return masks
-
-
-def whole_boxes(rng, n):
-    corners = rng.integers(0, 24, (n, 2, 2))
-    return np.hstack([corners.min(1), corners.max(1)])
 
 
 def test_area_by_hand(compiled):
@@ -57,67 +41,3 @@ def test_from_centers_inverts(compiled, rng):
     boxes = random_boxes(rng, 6).reshape(2, 3, 4)
     got = compiled(box_ops.from_centers_and_sizes)(*box_ops.centers_and_sizes(boxes))
     np.testing.assert_allclose(got, boxes, atol=2e-5)  # Two roundings at 100 px.
-
-
-def test_iou_by_hand(compiled):
-    a = jnp.array([[0.0, 0, 10, 10], [20, 20, 30, 30]])
-    b = jnp.array([[5.0, 0, 15, 10], [10, 0, 20, 10], [0, 0, 10, 10]])
-    want = [[50 / 150, 0, 1], [0, 0, 0]]  # The second touches without sharing a pixel.
-    np.testing.assert_allclose(compiled(box_ops.pairwise_iou)(a, b), want, rtol=1e-6)
-
-
-def test_iou_counts_pixels(rng):
-    a, b = whole_boxes(rng, 12), whole_boxes(rng, 9)
-    ma, mb = pixel_masks(a)[:, None], pixel_masks(b)[None]
-    want = (ma & mb).sum((2, 3)) / np.maximum((ma | mb).sum((2, 3)), 1)
-    got = jax.jit(box_ops.pairwise_iou)(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
-    np.testing.assert_allclose(got, want, rtol=1e-6)
-    assert (want > 0).mean() > 0.3
-
-
-def test_intersection_over_first_counts_pixels(rng):
-    a, b = whole_boxes(rng, 12), whole_boxes(rng, 9)
-    ma, mb = pixel_masks(a)[:, None], pixel_masks(b)[None]
-    want = (ma & mb).sum((2, 3)) / np.maximum(ma.sum((2, 3)), 1)
-    got = jax.jit(box_ops.pairwise_intersection_over_first)(
-        jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
-    )
-    np.testing.assert_allclose(got, want, rtol=1e-6)
-
-
-def test_iou_ignores_shift_scale_and_order(rng):
-    a, b = random_boxes(rng, 6), random_boxes(rng, 6)
-    iou = jax.jit(box_ops.pairwise_iou)
-    np.testing.assert_allclose(iou(b, a).T, iou(a, b), rtol=1e-6)
-    np.testing.assert_allclose(iou(4 * a + 32, 4 * b + 32), iou(a, b), atol=1e-5)
-
-
-def test_empty_set_has_no_overlaps():
-    none = jnp.zeros((0, 4))
-    assert box_ops.pairwise_iou(none, DEGENERATE).shape == (0, 4)
-
-
-@pytest.mark.parametrize(
-    "overlap", [box_ops.pairwise_iou, box_ops.pairwise_intersection_over_first]
-)
-def test_degenerate_boxes_overlap_nothing(overlap, rng):
-    other = jnp.concatenate([DEGENERATE, random_boxes(rng, 2), jnp.array([[0.0, 0, 50, 50]])])
-    total = jax.jit(jax.value_and_grad(lambda a, b: overlap(a, b).sum(), (0, 1)))
-    value, grads = total(DEGENERATE, other)
-    assert value == 0  # A sum of numbers >= 0.
-    assert all(np.isfinite(g).all() for g in grads)
-
-
-@pytest.mark.parametrize(
-    "overlap", [box_ops.pairwise_iou, box_ops.pairwise_intersection_over_first]
-)
-def test_gradients(overlap):
-    # No corner is within the finite step of another: overlaps have kinks there.
-    a = jnp.array([[0.0, 0, 4, 4], [1, 2, 7, 5], [3, 0, 5, 9]])
-    b = jnp.array([[2, 1, 6, 3.5], [-1, 3, 4.5, 8], [10, 10, 12, 12], [0.5, 0.5, 3.5, 3]])
-    check_grads(jax.jit(overlap), (a, b), order=1, modes=["rev"], eps=1e-2, atol=0.01, rtol=0.01)
-
-
-def test_rejects_other_shapes(rng):
-    with pytest.raises(jaxtyping.TypeCheckError):
-        box_ops.pairwise_iou(random_boxes(rng, 3)[None], random_boxes(rng, 3))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdet.geometry import anchors, coders, nms
-from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import iou as iou_ops
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "ops.npz")
 HEAD = (10.0, 10.0, 5.0, 5.0)
@@ -21,7 +21,7 @@ def golden(*names):
 
 def test_iou():
     boxes, others = golden("boxes", "anchors")
-    got = box_ops.pairwise_iou(boxes[:10], others[:10])
+    got = iou_ops.pairwise_iou(boxes[:10], others[:10])
     np.testing.assert_allclose(got, GOLDEN["iou"], rtol=1e-6, atol=1e-7)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import iou as iou_ops
 from jaxdet.geometry import nms
 
 N, K = 60, 40
@@ -23,7 +23,7 @@ def clustered(rng, n=N):
 
 def greedy(boxes, scores, groups, valid, threshold, k):
     """Oracle: the published loop over one box at a time."""
-    iou = np.array(box_ops.pairwise_iou(boxes, boxes))
+    iou = np.array(iou_ops.pairwise_iou(boxes, boxes))
     kept = []
     for i in sorted(np.flatnonzero(valid), key=lambda i: -float(scores[i])):
         if all(groups[i] != groups[j] or iou[j, i] <= np.float32(threshold) for j in kept):

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import iou as iou_ops
 from jaxdet.structures import Batch, Detections
 from jaxdet.systems import faster_rcnn
 
@@ -197,10 +197,10 @@ def wrongly_found(truth, found, image):
     """Objects without their one detection of 50 % or more, and such detections without object."""
     objects = np.array(truth.valid[image] & ~truth.crowd[image])
     sure = np.array(found.valid[image] & (found.scores[image] >= 0.5))
-    iou = np.array(box_ops.pairwise_iou(truth.boxes[image], found.boxes[image])) >= 0.5
+    iou = np.array(iou_ops.pairwise_iou(truth.boxes[image], found.boxes[image])) >= 0.5
     same = np.array(truth.labels[image])[:, None] == np.array(found.labels[image])[None]
     hits = (iou & same)[objects][:, sure]
-    inside = box_ops.pairwise_intersection_over_first(found.boxes[image], truth.boxes[image])
+    inside = iou_ops.pairwise_intersection_over_first(found.boxes[image], truth.boxes[image])
     in_crowd = np.any((np.array(inside) >= 0.5) & np.array(truth.crowd[image])[None], axis=1)[sure]
     return int(np.sum(hits.sum(1) != 1) + np.sum(~hits.any(0) & ~in_crowd))
 

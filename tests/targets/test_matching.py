@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import iou as iou_ops
 from jaxdet.targets import matching
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "ops.npz")
@@ -79,7 +79,7 @@ def test_match_meets_oracle(rng, keep_best, thresholds):
 def test_match_meets_torchvision(name, options):
     # golden/make_ops.py: -1 is negative, -2 ignored.
     boxes, anchors = jnp.asarray(GOLDEN["boxes"][:5]), jnp.asarray(GOLDEN["pyramid"])
-    iou = jax.jit(box_ops.pairwise_iou)(boxes, anchors)
+    iou = jax.jit(iou_ops.pairwise_iou)(boxes, anchors)
     got = jax.jit(functools.partial(matching.match, **options))(iou, jnp.ones(5, bool))
     want = GOLDEN[name]
     np.testing.assert_array_equal(got.positive, want >= 0)
@@ -94,11 +94,11 @@ def test_each_object_keeps_its_best_when_fused_with_iou(rng):
     objects, anchors = jnp.asarray(boxes[:10]), jnp.asarray(boxes[10:])
 
     def assign(objects, anchors):
-        iou = box_ops.pairwise_iou(objects, anchors)
+        iou = iou_ops.pairwise_iou(objects, anchors)
         valid = jnp.ones(10, bool)
         return matching.match(iou, valid, positive_iou=1.0, negative_iou=0.3, keep_best=True)
 
-    iou = np.array(box_ops.pairwise_iou(objects, anchors))
+    iou = np.array(iou_ops.pairwise_iou(objects, anchors))
     want = (iou == iou.max(axis=1, keepdims=True)).any(axis=0)
     np.testing.assert_array_equal(jax.jit(assign)(objects, anchors).positive, want)
 
