@@ -26,7 +26,11 @@ class Config:
     """What to evaluate, and on what."""
 
     data: str
-    """`shapes`, or a path: a COCO JSON or folder, a VOC folder, pictures with XML files."""
+    """`shapes`, or a path: COCO, VOC, YOLO, VIA, CSV, masks, a TFDS folder; or tfds:NAME."""
+    format: Literal["coco", "voc", "yolo", "via", "masks", "csv", "tfds"] | None = None
+    """Of the data, if what is found by itself is wrong."""
+    skip_bad: bool = False
+    """Leave out pictures with faults in them or their annotations, in place of stopping."""
     checkpoint: pathlib.Path | None = None
     """A run (its best checkpoint), or a checkpoint's own folder."""
     results: pathlib.Path | None = None
@@ -34,9 +38,9 @@ class Config:
     split: str = "test"
     """Part of the data: train, val or test."""
     images: pathlib.Path | None = None
-    """Folder of the pictures of a COCO JSON that lie far from it."""
+    """Folder of the pictures of a JSON or CSV file that lie far from it."""
     data_dir: pathlib.Path = pathlib.Path("data")
-    """Where generated data sets are kept."""
+    """Where generated and TFDS's data sets are kept."""
     scenes: Literal["full", "large", "tiny"] = "full"
     """Which drawing of `shapes`."""
     out: pathlib.Path = pathlib.Path("evaluation")
@@ -60,6 +64,8 @@ def main(config: Config) -> coco.Evaluation:
         data_dir=config.data_dir,
         scenes=config.scenes,
         images=config.images,
+        format=config.format,
+        skip_bad=config.skip_bad,
         classes=finder.classes if finder else None,
     )
     print(sources.describe(source), flush=True)

@@ -21,10 +21,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdet import predictor
-from jaxdet.data import pipeline, sources
+from jaxdet.data import epochs, pipeline, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Source
 from jaxdet.metrics import coco
@@ -40,11 +41,15 @@ class Config:
     """Every number of this experiment; each field is also a flag."""
 
     data: str = "shapes"
-    """`shapes`, or a path: a COCO JSON or folder, a VOC folder, pictures with XML files."""
+    """`shapes`, or a path: COCO, VOC, YOLO, VIA, CSV, masks, a TFDS folder; or tfds:NAME."""
+    format: Literal["coco", "voc", "yolo", "via", "masks", "csv", "tfds"] | None = None
+    """Of the data, if what is found by itself is wrong."""
+    skip_bad: bool = False
+    """Leave out pictures with faults in them or their annotations, in place of stopping."""
     images: pathlib.Path | None = None
-    """Folder of the pictures of a COCO JSON that lie far from it."""
+    """Folder of the pictures of a JSON or CSV file that lie far from it."""
     data_dir: pathlib.Path = pathlib.Path("data")
-    """Where generated data sets are kept."""
+    """Where generated and TFDS's data sets are kept."""
     scenes: Literal["full", "large", "tiny"] = "full"
     """Which drawing of `shapes`."""
     train_split: str = "train"
@@ -56,8 +61,17 @@ class Config:
     canvases: tuple[tuple[int, int], ...] = ((128, 128),)
     """(height, width) of the arrays that pictures are resized onto, multiples of 32."""
     max_objects: int | None = None
-    """Rows for ground truth of an image; what the data needs if None."""
+    """Rows for ground truth of an image; what the data needs if None, several times as many with
+    mosaics or pasted objects."""
     augmentation: Augmentation = Augmentation()
+    sampling: Literal["each", "repeat_factor", "class_balanced"] = "each"
+    """Each picture once an epoch, those of rare classes more often, or classes equally often."""
+    repeat_threshold: float = 1e-3
+    """Share of the pictures below which a class is rare, for `repeat_factor`."""
+    more_data: tuple[str, ...] = ()
+    """Further data to train on, of the same classes; each is named as `data` is."""
+    data_weights: tuple[float, ...] = ()
+    """Shares of `data` and of each of `more_data` in an epoch; by their sizes if none are given."""
     architecture: Architecture = Architecture()
     loss: LossOptions = LossOptions()
     detect: DetectOptions = DetectOptions()
@@ -85,7 +99,11 @@ class Config:
     n_pictures: int = 8
     """Pictures drawn at each evaluation."""
     threads: int = 1
-    """Of the input pipeline."""
+    """Of the input pipeline, in each of its processes."""
+    workers: int = 0
+    """Processes of the input pipeline; 0 is the training process itself."""
+    cache_mb: int = 512
+    """Memory for decoded pictures, in each process."""
     out: pathlib.Path = pathlib.Path("runs/faster_rcnn")
     """Folder of the run; one with checkpoints is gone on with."""
 
@@ -221,7 +239,7 @@ CONFIGS = {
 }
 # What may differ when a run is gone on with.
 FREE = (
-    *("data_dir", "steps", "threads", "n_pictures", "out"),
+    *("data_dir", "steps", "threads", "workers", "cache_mb", "n_pictures", "out"),
     *("evaluate_every", "checkpoint_every", "log_every"),
 )
 
@@ -234,10 +252,28 @@ def open_split(config: Config, split: str, *, classes: Sequence[str] | None = No
         data_dir=config.data_dir,
         scenes=config.scenes,
         images=config.images,
+        format=config.format,
+        skip_bad=config.skip_bad,
         classes=classes,
     )
     print(sources.describe(source), flush=True)
     return source
+
+
+def open_training_data(config: Config) -> tuple[Source, np.ndarray]:
+    """Opens all that is trained on, and says how often each picture comes."""
+    train = open_split(config, config.train_split)
+    rates = np.ones(len(train))
+    if config.more_data:
+        others = [dataclasses.replace(config, data=name, images=None) for name in config.more_data]
+        parts = [train, *(open_split(c, c.train_split, classes=train.classes) for c in others)]
+        weights = config.data_weights or [float(len(part)) for part in parts]
+        train, rates = epochs.mix(parts, weights)
+    if config.sampling == "repeat_factor":
+        rates = rates * epochs.repeat_factors(train, threshold=config.repeat_threshold)
+    if config.sampling == "class_balanced":
+        rates = rates * epochs.class_balanced_rates(train)
+    return train, rates
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -260,20 +296,24 @@ def main(config: Config) -> dict[str, float]:
     config.out.mkdir(parents=True, exist_ok=True)
 
     # Data.
-    train = open_split(config, config.train_split)
+    train, rates = open_training_data(config)
     val = open_split(config, config.val_split, classes=train.classes)
-    rows = config.max_objects or pipeline.max_object_count(train)
-    if cut := pipeline.count_cut(train, rows):
-        print(f"{cut} objects do not fit into {rows} rows an image and are left out.")
+    varied = config.augmentation
+    rows = config.max_objects or pipeline.max_object_count(train, augmentation=varied)
+    if cut := pipeline.count_cut(train, rows, augmentation=varied):
+        about = "up to " if varied.n_pictures > 1 else ""
+        print(f"{about}{cut} objects do not fit into {rows} rows an image and are left out.")
     batches = pipeline.train_pipeline(
         train,
         canvases=config.canvases,
         batch_size=config.batch_size,
         seed=config.seed,
-        augmentation=config.augmentation,
+        augmentation=varied,
+        rates=None if (rates == 1).all() else rates,
         max_objects=rows,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        cache_bytes=config.cache_mb << 20,
     )
 
     # Model, optimizer, state.
@@ -360,7 +400,9 @@ def main(config: Config) -> dict[str, float]:
     loop.run(
         first,
         step=train_step,
-        batches=functools.partial(pipeline.iterate, batches, threads=config.threads),
+        batches=functools.partial(
+            pipeline.iterate, batches, threads=config.threads, workers=config.workers
+        ),
         steps=config.steps,
         checkpoints=saved,
         log=log,

@@ -3,6 +3,7 @@
 Shape letters, used in the whole package:
   b  images in a batch      n  objects or boxes of an image    m  anchors, proposals or rows
   h  height, pixels         w  width, pixels                   c  channels      k  classes
+  s  side of a mask         j  keypoints of an object
 
 Boxes are (x1, y1, x2, y2), float32, absolute pixels of the array they are about, half-open, no
 `+ 1`. Sizes are (height, width). Labels: 0 is background, 1..k are objects. Rows with
@@ -38,6 +39,8 @@ class Instances(NamedTuple):
     valid: Bool[Any, "b n"]
     crowd: Bool[Any, "b n"]  # A region of many objects; what lies inside is no mistake.
     difficult: Bool[Any, "b n"]  # One object, too hard to be counted for or against.
+    masks: Bool[Any, "b n s s"] | None = None  # Of the box's frame; all False where not known.
+    keypoints: Float32[Any, "b n j 3"] | None = None  # x, y, 0: not labelled, 1: hidden, 2: seen.
 
 
 class Batch(NamedTuple):

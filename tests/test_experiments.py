@@ -170,6 +170,55 @@ def test_trains_on_a_voc_folder_with_two_canvases(tmp_path):
     assert metadata["classes"] == ["blue", "red"]
 
 
+@pytest.fixture
+def boxes_csv(tmp_path):
+    """A CSV of six pictures, a box in each; one picture is cut off, one box has no end."""
+    draw = np.random.default_rng(0)
+    rows = ["picture,x1,y1,x2,y2,class"]
+    for i in range(6):
+        pixels = draw.integers(0, 255, (40, 60, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{i}.png"), pixels)
+        rows.append(f"{i}.png,5,5,{'x' if i == 1 else 25},30,thing")
+    (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:500])
+    (tmp_path / "boxes.csv").write_text("\n".join(rows))
+    return tmp_path / "boxes.csv"
+
+
+def test_checks_data(boxes_csv, tmp_path, capsys):
+    script = load("check_data")
+    checked = script.main(script.Config(data=str(boxes_csv), out=tmp_path / "check"))
+    assert len(checked["boxes"].report.faults) == 2 and len(checked["boxes"].source) == 5
+    findings = (tmp_path / "check" / "findings.txt").read_text()
+    assert "boxes.csv: line 3: x2 = 'x' is no finite number" in findings
+    assert "0.png: the picture is cut off" in findings
+    assert cv2.imread(str(tmp_path / "check" / "boxes.png")) is not None
+    printed = capsys.readouterr().out
+    assert "== boxes: 2 faults" in printed and "recall at 0.5" in printed
+
+
+def test_converts_data(boxes_csv, tmp_path):
+    script, check = load("convert_data"), load("check_data")
+    with pytest.raises(ValueError, match="--skip-bad"):
+        script.main(script.Config(data=str(boxes_csv), out=tmp_path / "no"))
+    assert not (tmp_path / "no").exists()
+    for to, data in (("coco", "coco"), ("array_record", "array_record/converted/1.0.0")):
+        script.main(script.Config(data=str(boxes_csv), out=tmp_path / to, to=to, skip_bad=True))
+        checked = check.main(check.Config(data=str(tmp_path / data), out=tmp_path / "check"))
+        ((source, report),) = checked.values()
+        assert not report.faults and len(source) == 4
+        np.testing.assert_array_equal(source.annotations[0].boxes, [[5, 5, 25, 30]])
+
+
+def test_skips_bad_pictures_and_says_so(boxes_csv, tmp_path, capsys):
+    evaluate = load("evaluate")
+    (tmp_path / "results.json").write_text("[]")
+    common = {"data": str(boxes_csv), "results": tmp_path / "results.json", "split": "train"}
+    with pytest.raises(ValueError, match="--skip-bad"):
+        evaluate.main(evaluate.Config(**common, out=tmp_path / "out"))
+    evaluate.main(evaluate.Config(**common, out=tmp_path / "out", skip_bad=True))
+    assert "Left out for 2 faults: 2 pictures." in capsys.readouterr().out
+
+
 @functools.cache
 def final_parameters(out):
     variables, _ = checkpoints.load_variables(out / "checkpoints" / "last")

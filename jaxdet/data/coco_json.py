@@ -1,79 +1,30 @@
-"""COCO JSON with its pictures, to a `Source`.
+"""COCO JSON with its pictures, to a `Source`: boxes, masks, crowds, keypoints, captions.
 
 Boxes come as (x, y, width, height), 0-based floats. Category ids may be sparse; labels 1..k follow
-the order of the ids, and the ids are kept for writing results. Crowd regions are boxes here, so
-their run lengths need no decoding.
+the order of the ids, and the ids are kept for writing results. Masks stay as they are written
+until they are asked for.
 """
 
-import json
-import math
 import pathlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdet.data.assemble import Found, assemble
+from jaxdet.data.coco_masks import parse_segmentation
+from jaxdet.data.fields import field, numbers, read_json
+from jaxdet.data.find_pictures import find_pictures
 from jaxdet.data.pictures import PictureFiles
-from jaxdet.data.records import Annotation, DataError, Source, inside, tidy_notes
+from jaxdet.data.records import DataError, Source, check_size
+from jaxdet.data.reports import Report, reporting
 
-# How far around the JSON its pictures are looked for.
-MAX_DEPTH = 3
-MAX_FOLDERS = 500
-
-
-class _Object(NamedTuple):
-    """One annotation, checked."""
-
-    box: tuple[float, float, float, float]  # x, y, width, height.
-    label: int
-    crowd: bool
-    area: float  # Of the mask; of the box if the file does not say.
+MAX_KEYPOINTS = 1000  # Of an object; each object takes memory for all of them.
+SAME_ID = "Annotations with an id that another one has, kept"
 
 
-def read_coco(
-    path: pathlib.Path,
-    *,
-    classes: Sequence[str] | None = None,
-    images: pathlib.Path | None = None,
-) -> Source:
-    """Reads a COCO instances file.
-
-    Args:
-      path: The JSON file.
-      classes: Names of labels 1, 2, ...; those of the file in order of their ids if None.
-      images: Folder of the pictures; looked for around the JSON if None.
-
-    Returns:
-      All images of the file, those without annotations included.
-
-    Source:
-      https://cocodataset.org/#format-data
-    """
-    data = _load(path)
-    names = _categories(path, data["categories"])
-    classes = tuple(classes or (names[key] for key in sorted(names)))
-    labels = {key: classes.index(name) + 1 for key, name in names.items() if name in classes}
-    headers = list(_headers(path, data["images"]))
-    known = {header.image_id for header in headers}
-    objects = _objects(path, data["annotations"], known, names, labels)
-    annotations, empty, n_clipped = [], [], 0
-    for header in headers:
-        annotation, n_empty, clipped = _annotation(header, objects[header.image_id])
-        annotations.append(annotation)
-        empty += [header.name] * n_empty
-        n_clipped += clipped
-    return Source(
-        name=str(path),
-        classes=classes,
-        annotations=tuple(annotations),
-        read=PictureFiles(_find_pictures(path, headers, images)),
-        category_ids=_category_ids(classes, names),
-        notes=tidy_notes(empty, n_clipped),
-    )
-
-
-class _Header(NamedTuple):
+class _Image(NamedTuple):
     """One row of `images`, checked."""
 
     image_id: int
@@ -82,168 +33,226 @@ class _Header(NamedTuple):
     where: str  # For messages.
 
 
+class _Categories(NamedTuple):
+    """The table of categories, checked."""
+
+    names: dict[int, str]  # By id.
+    labels: dict[int, int]  # Likewise; those that are classes.
+    keypoint_names: tuple[str, ...]
+
+
+def read_coco(
+    path: pathlib.Path,
+    *,
+    classes: Sequence[str] | None = None,
+    images: pathlib.Path | None = None,
+    report: Report | None = None,
+) -> Source:
+    """Reads a COCO file of instances, person keypoints or captions.
+
+    Captions of instances or keypoints are looked for in the file beside it: those of
+    `instances_val2017.json` are in `captions_val2017.json`.
+
+    Args:
+      path: The JSON file.
+      classes: Names of labels 1, 2, ...; those of the file in order of their ids if None.
+      images: Folder of the pictures; looked for around the JSON if None.
+      report: Gets faults, and pictures with faults are left out; raised at the end if None.
+
+    Returns:
+      All images of the file, those without annotations included.
+
+    Source:
+      https://cocodataset.org/#format-data
+    """
+    with reporting(report) as report:
+        data = _load(path)
+        categories = _categories(path, data["categories"], classes, report)
+        headers = _images(path, data["images"], report)
+        objects, captions = _annotations(path, data["annotations"], headers, categories, report)
+        for image_id, texts in _captions_beside(path).items():
+            captions[image_id] += texts
+        wanted = [(header.name, f"{header.where}.file_name") for header in headers.values()]
+        files = find_pictures(path, wanted, report, images=images)
+        annotations, found = [], []
+        for header, file in zip(headers.values(), files, strict=True):
+            if file is None or header.image_id in report.bad:
+                report.bad.add(header.image_id)
+                continue
+            found.append(file)
+            annotations.append(
+                assemble(
+                    header.image_id,
+                    header.name,
+                    header.size,
+                    objects[header.image_id],
+                    report,
+                    n_keypoints=len(categories.keypoint_names),
+                    captions=captions[header.image_id],
+                )
+            )
+        labels = {label: key for key, label in categories.labels.items()}
+        unused = max([0, *categories.names]) + 1
+        names = classes or [categories.names[labels[i + 1]] for i in range(len(labels))]
+        return Source(
+            name=str(path),
+            classes=tuple(names),
+            annotations=tuple(annotations),
+            read=PictureFiles(tuple(found)),
+            category_ids=tuple(labels.get(i + 1, unused + i) for i in range(len(names))),
+            notes=report.notes(),
+            keypoint_names=categories.keypoint_names,
+            keypoint_pairs=left_right_pairs(categories.keypoint_names),
+        )
+
+
+def left_right_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Indices of names that differ in "left" and "right" only."""
+    places = {name.lower(): i for i, name in enumerate(names)}
+    mirrored = {name: name.replace("left", "right") for name in places if "left" in name}
+    pairs = [sorted((places[a], places[b])) for a, b in mirrored.items() if b in places]
+    return tuple((one, other) for one, other in sorted(pairs))
+
+
 def _load(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error}). Write the file again.") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise DataError(f"{path}: has no list '{key}', so it is no COCO instances file.")
-    return data
+    data = read_json(path)
+    tables = {"images": None, "annotations": None, "categories": None}
+    if isinstance(data, dict):
+        captions = isinstance(data.get("annotations"), list) and _are_captions(data["annotations"])
+        tables |= {"categories": []} if captions and "categories" not in data else {}
+        tables |= {key: data[key] for key in tables if key in data}
+    for key, table in tables.items():
+        if not isinstance(table, list):
+            raise DataError(f"{path}: has no list '{key}', so it is no COCO file.")
+    return tables
 
 
-def _get(row: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """A field of a row, of the right type."""
-    value = row.get(key) if isinstance(row, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        names = kind.__name__ if isinstance(kind, type) else "number"
-        found = "is missing" if value is None else f"= {value!r} is no {names}"
-        raise DataError(f"{where}.{key} {found}. Write a {names} there.")
-    return value
+def _are_captions(rows: list[Any]) -> bool:
+    return bool(rows) and isinstance(rows[0], dict) and "caption" in rows[0]
 
 
-def _categories(path: pathlib.Path, rows: list[Any]) -> dict[int, str]:
-    """Names by category id."""
+def _categories(
+    path: pathlib.Path, rows: list[Any], classes: Sequence[str] | None, report: Report
+) -> _Categories:
     names: dict[int, str] = {}
+    keypoints: set[tuple[str, ...]] = set()
     for number, row in enumerate(rows):
         where = f"{path}: categories[{number}]"
-        key, name = _get(row, "id", int, where), _get(row, "name", str, where)
-        if key in names or name in names.values():
-            raise DataError(f"{where}: id {key} or name '{name}' is taken already. Make it unique.")
-        names[key] = name
-    return names
+        with report.noting():
+            key, name = field(row, "id", int, where), field(row, "name", str, where)
+            if key in names or name in names.values():
+                raise DataError(f"{where}: id {key} or name {name!r} is taken. Make it unique.")
+            if row.get("keypoints"):
+                joints = field(row, "keypoints", list, where)
+                if len(joints) > MAX_KEYPOINTS:
+                    raise DataError(f"{where}.keypoints are {len(joints)}: too many.")
+                keypoints.add(tuple(str(joint) for joint in joints))
+            names[key] = name
+    if len(keypoints) > 1:
+        raise DataError(f"{path}: categories differ in their keypoints. Keep those of one.")
+    known = tuple(classes or (names[key] for key in sorted(names)))
+    labels = {key: known.index(name) + 1 for key, name in names.items() if name in known}
+    return _Categories(names, labels, next(iter(keypoints), ()))
 
 
-def _category_ids(classes: Sequence[str], names: dict[int, str]) -> tuple[int, ...]:
-    """The file's id of each class; unused numbers for classes that it does not have."""
-    ids = {name: key for key, name in names.items()}
-    unused = max([0, *names]) + 1
-    return tuple(ids.get(name, unused + number) for number, name in enumerate(classes))
-
-
-def _headers(path: pathlib.Path, rows: list[Any]) -> Iterator[_Header]:
-    taken = set()
+def _images(path: pathlib.Path, rows: list[Any], report: Report) -> dict[int, _Image]:
+    """The good rows, by id."""
+    headers: dict[int, _Image] = {}
+    names: dict[str, str] = {}
     for number, row in enumerate(rows):
         where = f"{path}: images[{number}]"
-        image_id, name = _get(row, "id", int, where), _get(row, "file_name", str, where)
-        height, width = _get(row, "height", int, where), _get(row, "width", int, where)
-        if min(height, width) < 1:
-            raise DataError(f"{where}: height {height} and width {width} must be >= 1.")
-        if image_id in taken:
-            raise DataError(f"{where}.id = {image_id} is taken already. Make image ids unique.")
-        taken.add(image_id)
-        yield _Header(image_id, name, (height, width), where)
+        image_id = row.get("id") if isinstance(row, dict) else None
+        with report.noting(picture=image_id if isinstance(image_id, int) else None):
+            image_id, name = field(row, "id", int, where), field(row, "file_name", str, where)
+            size = field(row, "height", int, where), field(row, "width", int, where)
+            if image_id in headers:
+                raise DataError(f"{where}.id = {image_id} is taken already. Make ids unique.")
+            if name in names:
+                raise DataError(f"{where}.file_name = {name!r} is that of {names[name]} too.")
+            names[name] = f"images[{number}]"
+            headers[image_id] = _Image(image_id, name, check_size(size, where), where)
+    return headers
 
 
-def _objects(
+_ByImage = tuple[defaultdict[int, list[Found]], defaultdict[int, list[str]]]
+
+
+def _annotations(
     path: pathlib.Path,
     rows: list[Any],
-    image_ids: set[int],
-    names: dict[int, str],
-    labels: dict[int, int],
-) -> defaultdict[int, list[_Object]]:
-    """Checked annotations by image id."""
-    objects = defaultdict(list)
+    headers: dict[int, _Image],
+    categories: _Categories,
+    report: Report,
+) -> _ByImage:
+    """Objects and captions by image id."""
+    objects, captions = defaultdict(list), defaultdict(list)
+    seen: set[Any] = set()
+    name = str(path)  # Once: there can be a million rows.
     for number, row in enumerate(rows):
-        where = f"{path}: annotations[{number}]"
-        image_id = _get(row, "image_id", int, where)
-        category_id = _get(row, "category_id", int, where)
-        if image_id not in image_ids:
-            raise DataError(f"{where}.image_id = {image_id} is no image's id. Add it to images.")
-        if category_id not in labels:
-            known = f"'{names[category_id]}'" if category_id in names else "not in categories"
-            raise DataError(
-                f"{where}.category_id = {category_id} is {known}, no class of {sorted(labels)} "
-                f"({', '.join(names[key] for key in sorted(labels))}). Correct the id, or train "
-                "and evaluate with the same categories."
-            )
-        box = _box(_get(row, "bbox", list, where), where)
-        area = _get({"area": row.get("area", box[2] * box[3])}, "area", (int, float), where)
-        crowd = bool(row.get("iscrowd", 0))
-        objects[image_id].append(_Object(box, labels[category_id], crowd, area))
-    return objects
+        where = f"{name}: annotations[{number}]"
+        image_id = row.get("image_id") if isinstance(row, dict) else None
+        with report.noting(picture=image_id if isinstance(image_id, int) else None):
+            image_id = field(row, "image_id", int, where)
+            if image_id not in headers:
+                if image_id in report.bad:  # Said already.
+                    continue
+                raise DataError(f"{where}.image_id = {image_id} is no image's id. Add the image.")
+            if "caption" in row:
+                captions[image_id].append(field(row, "caption", str, where))
+                continue
+            found = _object(row, headers[image_id].size, categories, where)
+            objects[image_id].append(found)
+            key = row.get("id")
+            if isinstance(key, int | str):
+                if key in seen:
+                    report.remark(SAME_ID, f"{where}.id = {key}")
+                seen.add(key)
+    return objects, captions
 
 
-def _box(values: list[Any], where: str) -> tuple[float, float, float, float]:
-    numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
-    if len(values) != 4 or len(numbers) != 4:
+def _object(row: Any, size: tuple[int, int], categories: _Categories, where: str) -> Found:
+    category_id = field(row, "category_id", int, where)
+    names, labels = categories.names, categories.labels
+    if category_id not in labels:
+        known = f"{names[category_id]!r}" if category_id in names else "not in categories"
         raise DataError(
-            f"{where}.bbox = {values} must be 4 finite numbers: x, y, width, height. Correct it."
+            f"{where}.category_id = {category_id} is {known}, no class of {sorted(labels)} "
+            f"({', '.join(names[key] for key in sorted(labels))}). Correct the id, or train "
+            "and evaluate with the same categories."
         )
-    x, y, width, height = map(float, numbers)
-    return x, y, width, height
-
-
-def _annotation(header: _Header, objects: list[_Object]) -> tuple[Annotation, int, int]:
-    """The image's annotation; counts of objects without area and of clipped ones."""
-    xywh = np.array([o.box for o in objects], np.float64).reshape(-1, 4)
-    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    boxes, solid, clipped = inside(corners.astype(np.float32), header.size)
-    annotation = Annotation(
-        image_id=header.image_id,
-        name=header.name,
-        size=header.size,
-        boxes=boxes[solid],
-        labels=np.array([o.label for o in objects], np.int32)[solid],
-        crowd=np.array([o.crowd for o in objects], bool)[solid],
-        difficult=np.zeros(int(solid.sum()), bool),
-        areas=np.array([o.area for o in objects], np.float32)[solid],
+    x, y, width, height = numbers(row, "bbox", 4, where)
+    n_keypoints = len(categories.keypoint_names)
+    keypoints = None
+    if n_keypoints and row.get("keypoints") is not None:
+        keypoints = np.array(numbers(row, "keypoints", 3 * n_keypoints, where)).reshape(-1, 3)
+        keypoints = _checked(keypoints, where)
+    return Found(
+        where=where,
+        box=(x, y, x + width, y + height),
+        label=labels[category_id],
+        crowd=bool(row.get("iscrowd", 0)) and not row.get("difficult", 0),
+        difficult=bool(row.get("difficult", 0)),  # Not COCO's: see `coco_write.to_coco`.
+        area=float(field(row, "area", float, where)) if row.get("area") is not None else None,
+        segment=parse_segmentation(row.get("segmentation"), size, f"{where}.segmentation"),
+        keypoints=keypoints,
     )
-    return annotation, int((~solid).sum()), int(clipped.sum())
 
 
-def _find_pictures(
-    path: pathlib.Path, headers: list[_Header], images: pathlib.Path | None
-) -> tuple[pathlib.Path, ...]:
-    """Where each image's file is."""
-    if images is not None and not images.is_dir():
-        raise DataError(f"{images}: is no folder, so it holds no pictures of {path}.")
-    roots = [images] if images is not None else [path.parent, path.parent.parent]
-    folders: list[pathlib.Path] = []
-    found = []
-    for header in headers:
-        here = _holding(header, folders, path)
-        while here is None and roots:
-            folders += [f for f in _folders(roots.pop(0)) if f not in folders]
-            here = _holding(header, folders, path)
-        if here is None:
-            raise DataError(
-                f"{header.where}.file_name = '{header.name}': there is no such picture in "
-                f"{images or path.parent} or its sub folders. Put it there, or name the folder "
-                "of the pictures."
-            )
-        found.append(here / header.name)
-    return tuple(found)
+def _checked(keypoints: np.ndarray, where: str) -> np.ndarray:
+    if not np.isin(keypoints[:, 2], (0, 1, 2)).all():
+        raise DataError(f"{where}.keypoints: each third number must be 0, 1 or 2. Correct it.")
+    return np.clip(keypoints, -1e6, 1e6).astype(np.float32)
 
 
-def _holding(
-    header: _Header, folders: list[pathlib.Path], path: pathlib.Path
-) -> pathlib.Path | None:
-    """The folder that has the image; one with the JSON's name (train2017) before all others."""
-    for folder in folders:
-        if folder.name in path.stem and (folder / header.name).is_file():
-            return folder
-    holding = [folder for folder in folders if (folder / header.name).is_file()]
-    if len(holding) > 1:
-        raise DataError(
-            f"{header.where}.file_name = '{header.name}' is both in {holding[0]} and in "
-            f"{holding[1]}. Name the folder of the pictures."
-        )
-    return holding[0] if holding else None
-
-
-def _folders(root: pathlib.Path) -> list[pathlib.Path]:
-    """The folder and its sub folders, nearest first, not too far and not too many."""
-    level, folders = [root], [root]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for folder in level
-            for child in sorted(folder.iterdir())
-            if child.is_dir() and not child.name.startswith(".")
-        ][:MAX_FOLDERS]
-        folders += level
-    return folders[:MAX_FOLDERS]
+def _captions_beside(path: pathlib.Path) -> dict[int, list[str]]:
+    """From the captions file of the same pictures, which may have more of them."""
+    for kind in ("instances", "person_keypoints"):
+        beside = path.with_name(path.name.replace(kind, "captions"))
+        if kind in path.name and beside.is_file():
+            data, captions = _load(beside), defaultdict(list)
+            for number, row in enumerate(data["annotations"]):
+                where = f"{beside}: annotations[{number}]"
+                image_id = field(row, "image_id", int, where)
+                captions[image_id].append(field(row, "caption", str, where))
+            return captions
+    return {}

@@ -1,16 +1,37 @@
 """Picture files to pixels; what is cut off or unreadable is an error with the file's name."""
 
 import dataclasses
+import io
 import pathlib
+import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jaxdet.data.records import DataError
+from jaxdet.data.records import DataError, check_size
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+# Pillow says what a header holds, and leaves it to `check_size` whether that is too much.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class Header(NamedTuple):
+    """What the beginning of a picture file says."""
+
+    size: tuple[int, int]  # (height, width) of the pixels as they are stored.
+    mode: str  # Pillow's: "RGB", "L", "RGBA", "P", "CMYK", "I;16", ...
+    turned: bool  # Whether EXIF data want the picture turned or mirrored.
+
+
+def read_header(path: pathlib.Path) -> Header:
+    """Looks at the beginning of a picture file only."""
+    return parse_header(path, path)
 
 
 def read_picture(path: pathlib.Path, *, orientation: bool = False) -> UInt8[np.ndarray, "h w 3"]:
@@ -24,11 +45,72 @@ def read_picture(path: pathlib.Path, *, orientation: bool = False) -> UInt8[np.n
     Returns:
       RGB pixels.
     """
+    return decode(read_complete(path), path, orientation=orientation)
+
+
+def decode(
+    data: bytes, where: pathlib.Path | str, *, orientation: bool = False
+) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB pixels of an encoded picture; `where` is for messages, the rest as in `read_picture`."""
+    parse_header(data, where)  # Before OpenCV makes room for what the header says.
     how = cv2.IMREAD_COLOR | (0 if orientation else cv2.IMREAD_IGNORE_ORIENTATION)
-    pixels = cv2.imdecode(np.frombuffer(read_complete(path), np.uint8), how)
+    return cv2.cvtColor(_decode(data, how, where), cv2.COLOR_BGR2RGB)
+
+
+def decode_mask(data: bytes, where: pathlib.Path | str) -> Bool[np.ndarray, "h w"]:
+    """Pixels of an encoded mask: those that are not black, nor transparent."""
+    parse_header(data, where)
+    how = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = _decode(data, how, where)
+    if pixels.ndim == 2:
+        return np.asarray(pixels > 0)
+    mask = np.any(pixels[..., :3], axis=-1)
+    return mask & (pixels[..., 3] > 0) if pixels.shape[2] == 4 else mask
+
+
+def read_mask(path: pathlib.Path) -> Bool[np.ndarray, "h w"]:
+    """Reads a mask file; see `decode_mask`."""
+    return decode_mask(read_complete(path), path)
+
+
+def parse_header(picture: bytes | pathlib.Path, where: pathlib.Path | str) -> Header:
+    """What an encoded picture, or a file, says of itself; `where` is for messages."""
+    stream = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(stream) as opened:
+                width, height = opened.size
+                header = Header((height, width), opened.mode, _turned(opened))
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{where}: not a picture that can be read. Replace or remove it."
+        ) from error
+    except FileNotFoundError as error:
+        raise DataError(f"{where}: cannot be read ({error.strerror}). Put it there.") from error
+    except Exception as error:  # Pillow's readers raise whatever broken files lead them to.
+        raise DataError(f"{where}: has a broken header ({error}). Replace it.") from error
+    check_size(header.size, f"{where}: its header")
+    return header
+
+
+def _turned(picture: Image.Image) -> bool:
+    if "exif" not in picture.info:  # Pillow would decode a PNG to look behind its pixels.
+        return False
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # Broken EXIF data do not spoil the pixels.
+        return False
+
+
+def _decode(data: bytes, how: int, where: pathlib.Path | str) -> np.ndarray:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), how)
+    except cv2.error:  # Sizes that OpenCV refuses.
+        pixels = None
     if pixels is None:
-        raise DataError(f"{path}: not a picture that OpenCV can read. Replace or remove it.")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        raise DataError(f"{where}: not a picture that can be read. Replace or remove it.")
+    return pixels
 
 
 def read_complete(path: pathlib.Path) -> bytes:

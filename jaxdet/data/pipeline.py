@@ -1,23 +1,28 @@
 """Batches as a pure function of their number: `train_pipeline(...)[i]` is batch i, whoever asks.
 
-A batch depends on the seed and its number only: not on threads, on the batches read before, or,
-with several processes, on how the images of the global batch are dealt out among them.
+A batch depends on the seed and its number only: not on threads or worker processes, on the batches
+read before, or, with several hosts, on how the images of the global batch are dealt out among them.
 """
 
+import dataclasses
 import functools
-import threading
+import math
 from collections.abc import Iterator, Sequence
 
 import cv2
 import grain
 import numpy as np
+from absl import flags
+from jaxtyping import Float64
 
-from jaxdet.data import augment as augmentations
+from jaxdet.data import examples, transforms
 from jaxdet.data.augment import Augmentation
-from jaxdet.data.records import Annotation, Source
-from jaxdet.structures import Batch, Images, Instances
-
-Size = tuple[int, int]
+from jaxdet.data.compose import MOSAIC
+from jaxdet.data.epochs import RatedIndices
+from jaxdet.data.examples import CachedSource, Rows
+from jaxdet.data.records import Source
+from jaxdet.data.transforms import Size
+from jaxdet.structures import Batch
 
 # Grain's threads are the parallelism; OpenCV's own pool would fight XLA's for the same cores.
 cv2.setNumThreads(0)
@@ -32,7 +37,10 @@ def train_pipeline(
     batch_size: int,
     seed: int,
     augmentation: Augmentation,
+    rates: Float64[np.ndarray, " n"] | None = None,
     max_objects: int | None = None,
+    mask_side: int | None = None,
+    with_keypoints: bool = False,
     process_index: int = 0,
     process_count: int = 1,
     cache_bytes: int = CACHE_BYTES,
@@ -45,40 +53,75 @@ def train_pipeline(
       batch_size: Images of the global batch, over all processes.
       seed: Decides order and augmentation, 0 to 2**32 - 1.
       augmentation: How pictures are varied.
-      max_objects: Rows for objects; the data set's largest count if None. See `count_cut`.
+      rates: How often each picture comes in an epoch, from `epochs`; each once if None.
+      max_objects: Rows for objects; `max_object_count` if None. See `count_cut`.
+      mask_side: Cells of a side of the objects' masks; no masks if None.
+      with_keypoints: Whether batches have the objects' keypoints.
       process_index: Which slice of the global batch to read.
       process_count: How many slices there are.
-      cache_bytes: Decoded pictures are kept in memory up to this size.
+      cache_bytes: Decoded pictures are kept in memory up to this size, in each worker process.
 
     Returns:
       A data set of `Batch`, random access: one canvas a batch, canvases in turn by their share of
       the images.
     """
     _check_batch(source, batch_size, process_index, process_count)
-    rows = max_object_count(source) if max_objects is None else max_objects
-    pictures = _Cached(source, cache_bytes)
-    groups = group_by_canvas(source, canvases)
+    if max_objects is None:
+        max_objects = max_object_count(source, augmentation=augmentation)
+    rows = _rows(source, max_objects, mask_side, with_keypoints=with_keypoints)
+    needs_segments = mask_side is not None or augmentation.copy_paste or augmentation.rotation
+    source = _without(source, segments=not needs_segments, keypoints=not with_keypoints)
+    pictures = CachedSource(source, cache_bytes)
+    orders = _orders(source, canvases, rates)
+    positions = tuple(range(process_index, batch_size, process_count))
     datasets = []
-    for number, (canvas, indices) in enumerate(groups.items()):
+    for number, (canvas, order) in enumerate(orders.items()):
         vary = functools.partial(
-            _training_example, source=pictures, canvas=canvas, augmentation=augmentation, rows=rows
+            examples.varied_example,
+            source=pictures,
+            canvas=canvas,
+            augmentation=augmentation,
+            rows=rows,
         )
-        positions = range(process_index, batch_size, process_count)
         datasets.append(
-            grain.MapDataset.source(indices)
-            .seed((seed + 7919 * number) % 2**32)
+            order.seed((seed + 7919 * number) % 2**32)
             .shuffle()
             .random_map(vary)
             .repeat()[process_index::process_count]
             .batch(
                 batch_size // process_count,
                 drop_remainder=True,
-                batch_fn=functools.partial(_stack, positions=tuple(positions)),
+                batch_fn=functools.partial(examples.stack, canvas=canvas, positions=positions),
             )
         )
     if len(datasets) == 1:
         return datasets[0]
-    return grain.MapDataset.mix(datasets, [len(indices) for indices in groups.values()])
+    return grain.MapDataset.mix(datasets, [len(order) for order in orders.values()])
+
+
+def _orders(
+    source: Source, canvases: Sequence[Size], rates: Float64[np.ndarray, " n"] | None
+) -> dict[Size, grain.MapDataset]:
+    """The indices of each canvas's images in an epoch."""
+    groups = group_by_canvas(source, canvases)
+    if rates is None:
+        return {canvas: grain.MapDataset.source(group) for canvas, group in groups.items()}
+    if len(rates) != len(source) or not (np.isfinite(rates) & (rates >= 0)).all():
+        raise ValueError(
+            f"rates must be one finite number >= 0 for each of {len(source)} images: got {rates}"
+        )
+    drawn = {canvas: group for canvas, group in groups.items() if rates[group].any()}
+    if not drawn:
+        raise ValueError("rates must not all be 0: got nothing to draw")
+    return {canvas: RatedIndices(group, rates[group]) for canvas, group in drawn.items()}
+
+
+def _rows(source: Source, n_objects: int, mask_side: int | None, *, with_keypoints: bool) -> Rows:
+    if mask_side is not None and all(a.segments is None for a in source.annotations):
+        raise ValueError(f"mask_side is for sets with segments: got {mask_side} for {source.name}")
+    if with_keypoints and not source.keypoint_names:
+        raise ValueError(f"with_keypoints is for sets with keypoints: got True for {source.name}")
+    return Rows(n_objects, mask_side, len(source.keypoint_names) if with_keypoints else None)
 
 
 def eval_pipeline(
@@ -87,6 +130,8 @@ def eval_pipeline(
     canvases: Sequence[Size],
     batch_size: int,
     max_objects: int | None = None,
+    mask_side: int | None = None,
+    with_keypoints: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.MapDataset:
@@ -97,6 +142,8 @@ def eval_pipeline(
       canvases: As in `train_pipeline`.
       batch_size: Images of the global batch, over all processes.
       max_objects: Rows for objects; the data set's largest count if None.
+      mask_side: As in `train_pipeline`.
+      with_keypoints: As in `train_pipeline`.
       process_index: Which slice of the global batch to read.
       process_count: How many slices there are.
 
@@ -104,7 +151,10 @@ def eval_pipeline(
       A finite data set of `Batch`. Rows that fill up have `records == -1` and size (0, 0).
     """
     _check_batch(source, batch_size, process_index, process_count)
-    rows = max_object_count(source) if max_objects is None else max_objects
+    if max_objects is None:
+        max_objects = max_object_count(source)
+    rows = _rows(source, max_objects, mask_side, with_keypoints=with_keypoints)
+    source = _without(source, segments=mask_side is None, keypoints=not with_keypoints)
     batches = [
         (canvas, indices[start : start + batch_size])
         for canvas, indices in group_by_canvas(source, canvases).items()
@@ -112,35 +162,74 @@ def eval_pipeline(
     ]
     positions = tuple(range(process_index, batch_size, process_count))
 
-    def read(batch: tuple[Size, Sequence[int]]) -> Batch:
-        canvas, indices = batch
-        filled = [*indices, *[-1] * (batch_size - len(indices))]
-        examples = [_plain_example(filled[p], source, canvas, rows) for p in positions]
-        return _stack(examples, positions=positions)
+    read = functools.partial(_read_plain, source=source, rows=rows, positions=positions)
+    return grain.MapDataset.source(
+        [(canvas, [*indices, *[-1] * (batch_size - len(indices))]) for canvas, indices in batches]
+    ).map(read)
 
-    return grain.MapDataset.source(batches).map(read)
+
+def _without(source: Source, *, segments: bool, keypoints: bool) -> Source:
+    """The source without what nobody asked for, which then need not be moved along."""
+    gone: dict[str, None] = {}
+    if segments:
+        gone["segments"] = None
+    if keypoints:
+        gone["keypoints"] = None
+    annotations = tuple(annotation._replace(**gone) for annotation in source.annotations)
+    return dataclasses.replace(source, annotations=annotations)
+
+
+def _read_plain(
+    batch: tuple[Size, Sequence[int]], *, source: Source, rows: Rows, positions: Sequence[int]
+) -> Batch:
+    canvas, indices = batch
+    read = [
+        examples.plain_example(indices[position], source=source, canvas=canvas, rows=rows)
+        for position in positions
+    ]
+    return examples.stack(read, canvas=canvas, positions=positions)
 
 
 def iterate(
-    dataset: grain.MapDataset, start: int = 0, *, threads: int = 1, buffer: int = 4
+    dataset: grain.MapDataset,
+    start: int = 0,
+    *,
+    threads: int = 1,
+    workers: int = 0,
+    buffer: int = 4,
 ) -> Iterator[Batch]:
-    """Reads batches ahead, from number `start` on; the same ones for any number of threads.
+    """Reads batches ahead, from number `start` on; the same ones for any number of readers.
+
+    Threads suffice while most of the time goes into decoding, resizing and colours, which run
+    side by side; worker processes are for what Python itself computes, and start in seconds.
 
     Args:
       dataset: What `train_pipeline` or `eval_pipeline` returned.
       start: Number of the first batch, >= 0.
-      threads: How many threads read; 0 reads when asked.
-      buffer: Most batches read ahead, >= threads.
+      threads: How many threads read, in each process; 0 reads when asked.
+      workers: How many processes read; 0 is this one.
+      buffer: Most batches read ahead, >= threads and workers.
 
     Returns:
-      An iterator; closing it, or its end, stops the threads.
+      An iterator; closing it, or its end, stops threads and workers. A worker that dies is a
+      `RuntimeError` with its exit code.
     """
-    if start < 0 or threads < 0:
-        raise ValueError(f"start and threads must be >= 0: got {start} and {threads}")
+    if min(start, threads, workers) < 0:
+        raise ValueError(
+            f"start, threads and workers must be >= 0: got {start}, {threads} and {workers}"
+        )
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=max(buffer, threads) if threads else 0
     )
-    return _drain(dataset[start:].to_iter_dataset(options))
+    reader = dataset[start:].to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain's processes look at absl's flags.
+            flags.FLAGS.mark_as_parsed()
+        each = math.ceil(max(buffer, workers) / workers)
+        reader = reader.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=each)
+        )
+    return _drain(reader)
 
 
 def _drain(dataset: grain.IterDataset) -> Iterator[Batch]:
@@ -151,14 +240,36 @@ def _drain(dataset: grain.IterDataset) -> Iterator[Batch]:
         batches.close()
 
 
-def max_object_count(source: Source) -> int:
-    """The most objects that one image has; at least 1, so that arrays have a row."""
-    return max([1, *(len(annotation.labels) for annotation in source.annotations)])
+def max_object_count(source: Source, *, augmentation: Augmentation = Augmentation()) -> int:
+    """The most objects that one image has, times the pictures that augmentation puts on it.
+
+    At least 1, so that arrays have a row.
+    """
+    most = max([1, *(len(annotation.labels) for annotation in source.annotations)])
+    return most * augmentation.n_pictures
 
 
-def count_cut(source: Source, max_objects: int) -> int:
-    """How many objects do not fit when an image has `max_objects` rows."""
-    return sum(max(0, len(a.labels) - max_objects) for a in source.annotations)
+def count_cut(
+    source: Source, max_objects: int, *, augmentation: Augmentation = Augmentation()
+) -> int:
+    """How many objects of an epoch do not fit when an image has `max_objects` rows.
+
+    Args:
+      source: Annotated pictures.
+      max_objects: Rows of an image.
+      augmentation: With mosaics or pasted objects, one epoch's partners are drawn, and all of
+        their objects counted, also those that will not be in view: the number is an upper bound.
+
+    Returns:
+      Of the set's objects as they are, exactly; with partners about.
+    """
+    counts = np.array([len(a.labels) for a in source.annotations], int)
+    total, rng = counts.copy(), np.random.default_rng(0)
+    for share, others in ((augmentation.mosaic, MOSAIC - 1), (augmentation.copy_paste, 1)):
+        if share:
+            joined = counts[rng.integers(len(counts), size=(len(counts), others))].sum(axis=1)
+            total += joined * (rng.uniform(size=len(counts)) < share)
+    return int(np.maximum(0, total - max_objects).sum())
 
 
 def group_by_canvas(source: Source, canvases: Sequence[Size]) -> dict[Size, list[int]]:
@@ -175,92 +286,11 @@ def choose_canvas(size: Size, canvases: Sequence[Size]) -> Size:
     """The canvas of which the resized image fills the largest part; the first of equals."""
 
     def filled(canvas: Size) -> float:
-        height, width = augmentations.resized_size(size, canvas)
+        height, width = transforms.resized_size(size, canvas)
         return height * width / (canvas[0] * canvas[1])
 
     height, width = max(canvases, key=filled)
     return height, width
-
-
-class _Cached:
-    """A source that keeps decoded pictures while there is room.
-
-    Orders are random, so the first pictures to come are as good to keep as any: nothing is
-    evicted, and what does not fit is decoded each time.
-    """
-
-    def __init__(self, source: Source, limit: int) -> None:
-        self._source, self._room = source, limit
-        self._kept: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, Annotation]:
-        pixels = self._kept.get(index)
-        if pixels is not None:
-            return pixels, self._source.annotations[index]
-        pixels, annotation = self._source[index]
-        with self._lock:
-            if index not in self._kept and pixels.nbytes <= self._room:
-                self._kept[index] = pixels
-                self._room -= pixels.nbytes
-        return pixels, annotation
-
-
-_Example = tuple[np.ndarray, Size, Instances, int]
-
-
-def _training_example(
-    index: int,
-    rng: np.random.Generator,
-    *,
-    source: _Cached,
-    canvas: Size,
-    augmentation: Augmentation,
-    rows: int,
-) -> _Example:
-    image, annotation = source[index]
-    pixels, annotation = augmentations.augment(rng, image, annotation, canvas, augmentation)
-    return pixels, annotation.size, _padded(annotation, rows), index
-
-
-def _plain_example(index: int, source: Source, canvas: Size, rows: int) -> _Example:
-    if index < 0:
-        nothing = np.zeros(0, bool)
-        no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
-        empty = Annotation(-1, "", (0, 0), no_boxes, no_labels, nothing, nothing)
-        return np.zeros((*canvas, 3), np.uint8), (0, 0), _padded(empty, rows), -1
-    image, annotation = source[index]
-    placed = augmentations.fit_to_canvas(image, annotation.boxes, canvas)
-    annotation = annotation._replace(boxes=placed.boxes)
-    return placed.pixels, placed.size, _padded(annotation, rows), index
-
-
-def _padded(annotation: Annotation, rows: int) -> Instances:
-    """One image's objects in a fixed number of rows, those that count first."""
-    ignored = annotation.crowd | annotation.difficult
-    order = np.argsort(ignored, kind="stable")[:rows]
-    spare = rows - len(order)
-
-    def pad(values: np.ndarray) -> np.ndarray:
-        return np.pad(values[order], [(0, spare)] + [(0, 0)] * (values.ndim - 1))
-
-    return Instances(
-        boxes=pad(annotation.boxes),
-        labels=pad(annotation.labels),
-        valid=np.arange(rows) < len(order),
-        crowd=pad(annotation.crowd),
-        difficult=pad(annotation.difficult),
-    )
-
-
-def _stack(examples: Sequence[_Example], *, positions: Sequence[int]) -> Batch:
-    pixels, sizes, instances, records = zip(*examples, strict=True)
-    return Batch(
-        Images(np.stack(pixels), np.array(sizes, np.int32)),
-        Instances(*(np.stack(field) for field in zip(*instances, strict=True))),
-        records=np.array(records, np.int32),
-        positions=np.array(positions, np.int32),
-    )
 
 
 def _check_batch(source: Source, batch_size: int, index: int, count: int) -> None:

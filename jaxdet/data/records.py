@@ -1,18 +1,50 @@
 """What a data source is made of: annotations in memory, pictures read one at a time.
 
-Shape letters: n objects of a picture, h and w its height and width in pixels.
+Shape letters: n objects of a picture, h and w its height and width in pixels, j keypoints of an
+object, p corners of an outline.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
+# What is larger is refused before it is decoded: 300 MB.
+MAX_PIXELS = 100_000_000
+
 
 class DataError(ValueError):
     """A fault in somebody's files; says which file, which field, what was found, what to do."""
+
+
+class Polygons(NamedTuple):
+    """An object by the outlines of its parts, whose union it is."""
+
+    rings: tuple[Float32[np.ndarray, "_ 2"], ...]  # (x, y), pixels; column i is [i, i + 1).
+
+
+class Bitmap(NamedTuple):
+    """An object by its pixels."""
+
+    mask: Bool[np.ndarray, "_ _"]  # A piece of the picture, or all of it.
+    corner: tuple[int, int]  # (x, y) of the mask's top left pixel in the picture.
+
+
+class StoredBitmap(NamedTuple):
+    """A `Bitmap` that is decoded each time its mask is asked for."""
+
+    read: Callable[[], Bool[np.ndarray, "_ _"]]  # Can be pickled.
+    corner: tuple[int, int] = (0, 0)
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "_ _"]:
+        """As in `Bitmap`."""
+        return self.read()
+
+
+Segment = Polygons | Bitmap | StoredBitmap
 
 
 class Annotation(NamedTuple):
@@ -26,6 +58,11 @@ class Annotation(NamedTuple):
     crowd: Bool[np.ndarray, " n"]  # A region of many objects.
     difficult: Bool[np.ndarray, " n"]  # One object, counted neither for nor against.
     areas: Float32[np.ndarray, " n"] | None = None  # Of the masks, px^2, where known.
+    segments: tuple[Segment | None, ...] | None = None  # One an object; None where it has none.
+    keypoints: Float32[np.ndarray, "n j 3"] | None = (
+        None  # x, y, 0: not labelled, 1: hidden, 2: seen.
+    )
+    captions: tuple[str, ...] = ()  # Of the whole picture.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +81,10 @@ class Source:
     """The data set's own number of label 1, 2, ...; 1..k if none are given."""
     notes: tuple[str, ...] = ()
     """What the reader left out or changed, one sentence each."""
+    keypoint_names: tuple[str, ...] = ()
+    """Of keypoint 0, 1, ...; the j of the annotations' keypoints."""
+    keypoint_pairs: tuple[tuple[int, int], ...] = ()
+    """Which of them change places in a mirror image, such as left and right eye."""
 
     def __post_init__(self) -> None:
         ids = self.category_ids or tuple(range(1, len(self.classes) + 1))
@@ -82,12 +123,11 @@ def inside(
     return clipped, solid, solid & np.any(np.abs(clipped - boxes) > 1, axis=1)
 
 
-def tidy_notes(empty: Sequence[str], n_clipped: int) -> tuple[str, ...]:
-    """Says what `inside` changed: names of pictures with boxes without area, count of clipped."""
-    notes = []
-    if empty:
-        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        notes.append(f"Boxes without area, left out: {len(empty)} ({shown}).")
-    if n_clipped:
-        notes.append(f"Boxes that reached beyond their picture, clipped: {n_clipped}.")
-    return tuple(notes)
+def check_size(size: tuple[int, int], where: str) -> tuple[int, int]:
+    """Returns a (height, width) that somebody's file states, if a picture can have it."""
+    if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+        raise DataError(
+            f"{where}: height {size[0]} and width {size[1]} must be >= 1, with at most "
+            f"{MAX_PIXELS} pixels. Write the picture's."
+        )
+    return size

@@ -14,13 +14,15 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
-from jaxdet.data import scenes
-from jaxdet.data.records import Annotation, DataError, Source
+from jaxdet.data import pictures, scenes
+from jaxdet.data.records import Annotation, Source, StoredBitmap
 
 SIZE = 128  # Side of a picture, pixels.
 SPLITS = ("train", "validation", "test")
+KEYPOINT_NAMES = ("centre", "top", "right", "bottom", "left")
+KEYPOINT_PAIRS = ((2, 4),)
 
 
 # Full colour resolution: halved, fine textures would smear over the outlines.
@@ -149,10 +151,20 @@ def load(split: str, *, data_dir: pathlib.Path, config: ShapesConfig = FULL) -> 
       The split, with all annotations in memory and pictures read one at a time.
     """
     _index_of(split)
-    builder = _prepared(data_dir, config)
-    annotations = tuple(_annotation(row, split) for row in _rows(builder, split))
-    folder = pathlib.Path(builder.data_dir)
-    return Source(f"{folder}:{split}", scenes.CLASSES, annotations, _Pictures(folder, split))
+    return read_prepared(prepare(data_dir, config=config), split)
+
+
+def read_prepared(folder: pathlib.Path, split: str) -> Source:
+    """Opens a split of the data set in a folder that `prepare` returned."""
+    rows = open_rows(tfds.builder_from_directory(folder), split)
+    return Source(
+        f"{folder}:{split}",
+        scenes.CLASSES,
+        tuple(_annotation(row, split) for row in rows),
+        _Pictures(folder, split),
+        keypoint_names=KEYPOINT_NAMES,
+        keypoint_pairs=KEYPOINT_PAIRS,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,14 +176,11 @@ class _Pictures:
 
     @functools.cached_property
     def _files(self) -> Any:
-        return _rows(tfds.builder_from_directory(self.folder), self.split)
+        return open_rows(tfds.builder_from_directory(self.folder), self.split)
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        encoded = np.frombuffer(self._files[index]["image"], np.uint8)
-        pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-        if pixels is None:
-            raise DataError(f"{self.folder}: record {index} of {self.split} holds no picture.")
-        return np.asarray(pixels)
+        where = f"{self.folder}: record {index} of {self.split}"
+        return pictures.decode(self._files[index]["image"], where)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split}
@@ -195,9 +204,20 @@ def _prepared(data_dir: pathlib.Path, config: ShapesConfig) -> Shapes:
     return builder
 
 
-def _rows(builder: Any, split: str) -> Any:
-    """Random access to the records, with pictures and masks left as they are in the file."""
-    decoders = {"image": tfds.decode.SkipDecoding(), "masks": _SkipSequence()}
+def open_rows(builder: Any, split: str) -> Any:
+    """Random access to the records of a data set, with its pictures left as they are in the file.
+
+    Args:
+      builder: Of this data set or another one in array_record files.
+      split: Name of one of its splits.
+    """
+    decoders: dict[str, Any] = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    if "masks" in builder.info.features:
+        decoders["masks"] = _SkipSequence()
     return builder.as_data_source(split, decoders=decoders)
 
 
@@ -209,16 +229,29 @@ class _SkipSequence(tfds.decode.SkipDecoding):
 
 
 def _annotation(row: dict[str, Any], split: str) -> Annotation:
+    name = f"shapes {split} {int(row['id'])}"
+    masks = (functools.partial(pictures.decode_mask, mask, name) for mask in row["masks"])
     return Annotation(
         image_id=int(row["id"]),
-        name=f"shapes {split} {int(row['id'])}",
+        name=name,
         size=(SIZE, SIZE),
         boxes=row["boxes"],
         labels=row["labels"],
         crowd=row["crowd"],
         difficult=row["difficult"],
         areas=row["areas"],
+        segments=tuple(map(StoredBitmap, masks)),
+        keypoints=_keypoints(row),
+        captions=(row["caption"].decode(),),
     )
+
+
+def _keypoints(row: dict[str, Any]) -> Float32[np.ndarray, "n 5 3"]:
+    """The file's 0 or 1, whether a keypoint shows, to not labelled, hidden or seen."""
+    points, shows = row["keypoints"][..., :2], row["keypoints"][..., 2] > 0
+    within = np.all((points >= 0) & (points < SIZE), axis=-1) & ~row["crowd"][:, None]
+    state = np.where(shows, 2, np.where(within, 1, 0)).astype(np.float32)[..., None]
+    return np.where(state > 0, np.concatenate([points, state], axis=-1), np.float32(0))
 
 
 def _encode(extension: str, pixels: np.ndarray, options: Any = ()) -> io.BytesIO:

@@ -1,4 +1,4 @@
-"""Opens what `--data` names, says what was understood, writes it as COCO ground truth."""
+"""Opens what `--data` names, and says what was understood."""
 
 import concurrent.futures
 import dataclasses
@@ -6,26 +6,30 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tqdm
 from jaxtyping import UInt8
 
-from jaxdet.data import coco_json, shapes, splits, voc
+from jaxdet.data import layouts, shapes, splits, tfds_source
+from jaxdet.data.coco_write import to_coco
 from jaxdet.data.pictures import PictureFiles, read_complete
 from jaxdet.data.records import Annotation, DataError, Source
+from jaxdet.data.reports import Report, reporting
 
 __all__ = [
     "Annotation",
     "DataError",
     "Source",
     "describe",
+    "find_bad_pictures",
     "open_data",
     "open_folder",
+    "resolve",
     "select",
     "to_coco",
     "validate",
+    "without_faults",
 ]
 
 # Up to here `validate` decodes every picture; beyond, it looks for each file's end only.
@@ -40,34 +44,88 @@ def open_data(
     scenes: str = shapes.FULL.name,
     images: pathlib.Path | None = None,
     classes: Sequence[str] | None = None,
+    format: str | None = None,
+    skip_bad: bool = False,
 ) -> Source:
-    """Opens what `--data` names: the generated scenes, or a folder, looking at every picture.
+    """Opens what `--data` names: the generated scenes, or a data set, looking at every picture.
 
     Args:
-      data: "shapes", or the path of a COCO JSON, a COCO or VOC folder, or pictures with XML files.
+      data: "shapes"; the path of a data set, see `open_folder`; or "tfds:NAME".
       split: "train", "val" or "test".
-      data_dir: Where generated data sets are kept.
+      data_dir: Where generated and TFDS's data sets are kept.
       scenes: Which drawing of "shapes", by the name of its config.
       images: As in `open_folder`.
       classes: As in `open_folder`.
+      format: As in `open_folder`.
+      skip_bad: Leave out pictures with faults in them or their annotations, and say so in `notes`.
 
     Returns:
-      The source; every picture of a folder can be read.
+      The source; every picture of it can be read.
+
+    Raises:
+      DataError: Names every fault (the first ten of them), unless `skip_bad`.
     """
     if data == "shapes":
         name = {"val": "validation"}.get(split, split)
         config = {c.name: c for c in shapes.Shapes.BUILDER_CONFIGS}[scenes]
         return shapes.load(name, data_dir=data_dir, config=config)
-    if not data:
-        raise DataError("--data: name a folder or a COCO JSON file.")
-    source = open_folder(pathlib.Path(data), split=split, images=images, classes=classes)
-    with tqdm.tqdm(total=len(source), desc=f"looking through {split}", leave=False) as bar:
+    report = Report()
+    source = open_folder(
+        resolve(data, data_dir),
+        split=split,
+        classes=classes,
+        images=images,
+        format=format,
+        report=report,
+    )
+    return without_faults(source, report, skip_bad=skip_bad)
+
+
+def without_faults(source: Source, report: Report, *, skip_bad: bool = False) -> Source:
+    """Looks at every picture, and stops at faults or leaves their pictures out.
+
+    Args:
+      source: What was read, pictures with faults in their annotations left out already.
+      report: Of the reader.
+      skip_bad: As in `open_data`.
+
+    Returns:
+      The source; every picture of it can be read.
+    """
+    with tqdm.tqdm(total=len(source), desc=f"looking through {source.name}", leave=False) as bar:
 
         def show(done: int) -> None:
             bar.update(done - bar.n)
 
-        validate(source, progress=show)
+        bad = find_bad_pictures(source, progress=show)
+    for text in bad.values():
+        report.fault(text)
+    if not report.faults:
+        return source
+    if not skip_bad:
+        try:
+            report.stop()
+        except DataError as error:
+            hint = "check_data.py lists all; --skip-bad leaves such pictures out."
+            raise DataError(f"{error}\n{hint}") from None
+    good = [index for index in range(len(source)) if index not in bad]
+    n_left_out = len(report.bad) + len(bad)
+    note = f"Left out for {len(report.faults)} faults: {n_left_out} pictures."
+    source = select(source, good, name=source.name, note=note)
+    if not len(source):
+        raise DataError(f"{source.name}: holds no picture without faults.\n{report.faults[0]}")
     return source
+
+
+def resolve(data: str, data_dir: pathlib.Path) -> pathlib.Path:
+    """The path that `--data` means; a TFDS set is prepared if it has to be."""
+    if not data:
+        raise DataError("--data: name a folder or a file.")
+    if data.startswith(tfds_source.PREFIX):
+        name = data.removeprefix(tfds_source.PREFIX)
+        path = pathlib.Path(name)
+        return path if tfds_source.is_prepared(path) else tfds_source.find_prepared(name, data_dir)
+    return pathlib.Path(data)
 
 
 def open_folder(
@@ -76,12 +134,16 @@ def open_folder(
     split: str,
     classes: Sequence[str] | None = None,
     images: pathlib.Path | None = None,
+    format: str | None = None,
+    report: Report | None = None,
 ) -> Source:
     """Opens a data set of pictures, in whichever of the known layouts it is.
 
     COCO: a JSON file, or a folder with `annotations/instances_*.json`, or with JSON files in it or
     in `train`, `val`, ... VOC: a folder with `Annotations` and `JPEGImages`, with or without
-    `ImageSets/Main`; or pictures and XML files side by side, there or in sub folders.
+    `ImageSets/Main`; or pictures and XML files side by side, there or in sub folders. YOLO: a
+    folder with `data.yaml`, or that file. VIA: its JSON. Masks: `masks` beside `images`. CSV: a
+    file, see `csv_boxes`. TFDS: a folder prepared as array_record.
 
     Args:
       path: The file or folder.
@@ -89,133 +151,25 @@ def open_folder(
         val and test exists, it is both; where there is one part only, a fifth of it is held out,
         by the pictures' names.
       classes: Names of labels 1, 2, ...; found in the data if None.
-      images: Folder of the pictures of a COCO JSON that lie far from it.
+      images: Folder of the pictures of a JSON or CSV file that lie far from it.
+      format: One of `layouts.FORMATS`, if what is found by itself is wrong.
+      report: Gets faults, and pictures with faults are left out; raised if None.
 
     Returns:
       The source. Pictures are not opened yet: see `validate`.
     """
-    inner = [] if not path.is_dir() else [f for f in sorted(path.iterdir()) if _is_voc(f)]
-    if inner and not _is_voc(path):
-        raise DataError(
-            f"{path}: holds VOC folders; name one of them: {', '.join(map(str, inner))}"
-        )
-    finders = (_voc_parts, _coco_parts, _side_by_side_parts, _loose_coco_parts)
-    for find in finders:
-        parts = find(path, classes, images)
-        if parts:
-            break
-    else:
-        raise DataError(
-            f"{path}: no data set was found there. Looked for a COCO JSON file; for "
-            "annotations/instances_*.json or *.json; for Annotations/ with JPEGImages/ (VOC); for "
-            "*.xml beside pictures, also in sub folders."
-        )
-    part, divided = splits.choose(split, parts)
-    source = parts[part]()
+    with reporting(report) as report:
+        parts = layouts.find_parts(path, layouts.Options(report, classes, images), format=format)
+        part, divided = splits.choose(split, parts)
+        source = parts[part]()
     if not len(source):
+        report.stop()
         raise DataError(f"{source.name}: holds no images.")
     if not divided:
         return source
     chosen = splits.divide([a.name for a in source.annotations], split)
     note = f"One part only: {len(chosen)} of its {len(source)} images are taken as '{split}'."
     return select(source, chosen, name=f"{source.name} [{split}]", note=note)
-
-
-_Parts = dict[str, Callable[[], Source]]
-
-
-def _coco_parts(
-    path: pathlib.Path, classes: Sequence[str] | None, images: pathlib.Path | None
-) -> _Parts:
-    """What is surely COCO: a file that was named, or an `annotations` folder."""
-    files = [path] if path.is_file() else []
-    for pattern in ("annotations/instances_*.json", "annotations/*.json"):
-        files = files or sorted(path.glob(pattern))
-    return _coco_files(path, files, classes, images)
-
-
-def _loose_coco_parts(
-    path: pathlib.Path, classes: Sequence[str] | None, images: pathlib.Path | None
-) -> _Parts:
-    """JSON files that lie about: taken for COCO where nothing else was found."""
-    files = sorted(path.glob("*.json")) or sorted(path.glob("*/*.json"))
-    return _coco_files(path, files, classes, images)
-
-
-def _coco_files(
-    path: pathlib.Path,
-    files: Sequence[pathlib.Path],
-    classes: Sequence[str] | None,
-    images: pathlib.Path | None,
-) -> _Parts:
-    parts: _Parts = {}
-    for file in files:
-        part = splits.split_of(str(file.relative_to(path))) if path.is_dir() else file.stem
-        if part is None and len(files) > 1:
-            continue
-        if part in parts:
-            raise DataError(
-                f"{path}: {file.name} is not the only JSON file for '{part}'. Name the file itself."
-            )
-        parts[part or file.stem] = functools.partial(
-            coco_json.read_coco, file, classes=classes, images=images
-        )
-    return parts
-
-
-def _is_voc(path: pathlib.Path) -> bool:
-    return (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir()
-
-
-def _voc_parts(
-    path: pathlib.Path, classes: Sequence[str] | None, images: pathlib.Path | None
-) -> _Parts:
-    del images  # VOC says where they are.
-    if not _is_voc(path):
-        return {}
-    lists = {
-        file.stem: [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
-        for file in sorted((path / "ImageSets" / "Main").glob("*.txt"))
-        if splits.split_of(file.stem) == file.stem
-    }
-    stems = sorted(file.stem for file in (path / "Annotations").glob("*.xml"))
-
-    def read(part: str, names: Sequence[str]) -> Source:
-        # From all files, so that labels are the same in all parts.
-        found = classes or voc.class_names([path / "Annotations" / f"{s}.xml" for s in stems])
-        pairs = voc.pair_listed(path, names)
-        return voc.read_voc(f"{path} [{part}]", pairs, classes=found)
-
-    return {
-        part: functools.partial(read, part, names)
-        for part, names in (lists or {"all": stems}).items()
-    }
-
-
-def _side_by_side_parts(
-    path: pathlib.Path, classes: Sequence[str] | None, images: pathlib.Path | None
-) -> _Parts:
-    del images  # They are beside the XML files.
-    if not path.is_dir():
-        return {}
-    patterns = ("*.xml", "*/*.xml", "*/*/*.xml", "*/*/*/*.xml")
-    files = [file for pattern in patterns for file in sorted(path.glob(pattern))]
-    folders: dict[str, list[pathlib.Path]] = {}
-    for folder in dict.fromkeys(file.parent for file in files):
-        part = splits.split_of(str(folder.relative_to(path))) or "all"
-        folders.setdefault(part, []).append(folder)
-
-    def read(part: str) -> Source:
-        found = [voc.pair_side_by_side(folder) for folder in folders[part]]
-        pairs = [pair for some, _ in found for pair in some]
-        alone = [picture for _, some in found for picture in some]
-        source = voc.read_voc(f"{path} [{part}]", pairs, classes=classes or voc.class_names(files))
-        if not alone:
-            return source
-        note = f"Pictures without an XML file, left out: {len(alone)} ({alone[0].name}, ...)."
-        return dataclasses.replace(source, notes=(*source.notes, note))
-
-    return {part: functools.partial(read, part) for part in folders}
 
 
 def select(source: Source, indices: Sequence[int], *, name: str, note: str = "") -> Source:
@@ -243,13 +197,28 @@ def validate(source: Source, *, progress: Callable[[int], None] | None = None) -
     """Opens every picture once, so that training does not stop at a bad one hours later.
 
     Args:
+      source: What to look through.
+      progress: Called with the number of pictures seen so far.
+
+    Raises:
+      DataError: Names what `find_bad_pictures` finds (the first ten of them).
+    """
+    Report(faults=list(find_bad_pictures(source, progress=progress).values())).stop()
+
+
+def find_bad_pictures(
+    source: Source, *, progress: Callable[[int], None] | None = None
+) -> dict[int, str]:
+    """Opens every picture once.
+
+    Args:
       source: What to look through; beyond `MAX_DECODED` picture files, only their ends are
         looked at, and no pixels decoded.
       progress: Called with the number of pictures seen so far.
 
-    Raises:
-      DataError: Names every picture that is missing, cut off, unreadable or of another size than
-        annotated (the first ten of them).
+    Returns:
+      By index, what is wrong with those that are missing, cut off, unreadable or of another size
+      than annotated.
     """
 
     def fault(index: int) -> str | None:
@@ -262,15 +231,14 @@ def validate(source: Source, *, progress: Callable[[int], None] | None = None) -
             return str(error)
         return None
 
-    faults = []
+    faults = {}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for number, found in enumerate(pool.map(fault, range(len(source))), start=1):
-            faults += [found] if found else []
+        for index, found in enumerate(pool.map(fault, range(len(source)))):
+            if found:
+                faults[index] = found
             if progress:
-                progress(number)
-    if faults:
-        more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise DataError("\n".join(faults[:10]) + more)
+                progress(index + 1)
+    return faults
 
 
 def describe(source: Source) -> str:
@@ -303,35 +271,3 @@ def _range(values: np.ndarray) -> str:
     if values.min() == values.max():
         return f"{values.min():.0f}"
     return f"{values.min():.0f} to {values.max():.0f} (median {np.median(values):.0f})"
-
-
-def to_coco(source: Source) -> dict[str, Any]:
-    """The ground truth as a COCO dictionary, with the data set's own ids.
-
-    Departures:
-      Difficult objects are written as crowds. The COCO tools overwrite an `ignore` field, and
-      `iscrowd` is the one way to say that a detection of the object counts neither way. A crowd
-      may absorb several detections; that is the intended leniency for difficult objects too.
-    """
-    images, annotations = [], []
-    for a in source.annotations:
-        height, width = a.size
-        images.append({"id": a.image_id, "file_name": a.name, "height": height, "width": width})
-        sides = a.boxes[:, 2:] - a.boxes[:, :2]
-        areas = a.areas if a.areas is not None else sides[:, 0] * sides[:, 1]
-        for row, label in enumerate(a.labels):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": a.image_id,
-                    "category_id": source.category_ids[label - 1],
-                    "bbox": [float(v) for v in (*a.boxes[row, :2], *sides[row])],
-                    "area": float(areas[row]),
-                    "iscrowd": int(a.crowd[row] or a.difficult[row]),
-                }
-            )
-    categories = [
-        {"id": key, "name": name}
-        for key, name in zip(source.category_ids, source.classes, strict=True)
-    ]
-    return {"images": images, "annotations": annotations, "categories": categories}

@@ -190,9 +190,11 @@ class _Journal:
         self._n_images += n_images
         self._bar.update()
         now = time.perf_counter()
-        speed = self._n_images / max(now - self._window - self._idle, 1e-9)
+        seconds = max(now - self._window - self._idle, 1e-9)
         losses = " ".join(f"{k} {v:.3g}" for k, v in watched.items())
-        self._bar.set_postfix_str(f"{losses} {speed:.3g} images/s", refresh=False)
+        speed, wait = self._n_images / seconds, self._waited / seconds
+        shown = f"{losses} {speed:.3g} images/s, data wait {wait:.0%}"
+        self._bar.set_postfix_str(shown, refresh=False)
         if self._is_first:  # Compiling belongs to the start, not to the speed.
             self._first = {"seconds_to_first_step": now - self._begun}
         if _due(step, self._every, self._steps):

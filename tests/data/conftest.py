@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+import small_sets
 
 
 @pytest.fixture
@@ -68,5 +69,21 @@ def write_voc():
             f"<annotation><filename>{path.stem}.jpg</filename><size><width>{size[1]}</width>"
             f"<height>{size[0]}</height><depth>3</depth></size>{rows}</annotation>"
         )
+
+    return write
+
+
+@pytest.fixture
+def write_set(write_picture, write_voc):
+    """Writes `small_sets.SHAPES` with pictures, `write_set(root, format)`."""
+
+    def write(root, kind):
+        root.mkdir(parents=True, exist_ok=True)
+        if kind == "voc":
+            small_sets.voc(root, write_picture, write_voc)
+        elif kind.startswith("yolo"):
+            small_sets.yolo(root, write_picture, polygons=kind != "yolo")
+        else:
+            getattr(small_sets, kind)(root, write_picture)
 
     return write

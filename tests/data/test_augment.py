@@ -1,113 +1,37 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from test_transforms import CANVAS, annotate, bright_box, patch_scene, rectangle
 
-from jaxdet.data import augment
+from jaxdet.data import augment, compose, segments, transforms
 from jaxdet.data.augment import Augmentation
-from jaxdet.data.records import Annotation
 
-CANVAS = (64, 96)
-
-
-def patch_scene(rng, height=50, width=70):
-    """A dark noisy picture with one bright rectangle, and its box."""
-    image = rng.integers(0, 60, (height, width, 3)).astype(np.uint8)
-    y1, x1 = rng.integers(5, height // 2), rng.integers(5, width // 2)
-    y2, x2 = y1 + rng.integers(8, height // 2 - 5), x1 + rng.integers(8, width // 2 - 5)
-    image[y1:y2, x1:x2] = 250
-    return image, np.array([[x1, y1, x2, y2]], np.float32)
-
-
-def bright_box(pixels):
-    """Oracle: the box around what is bright, found in the pixels."""
-    rows, columns = np.nonzero(pixels.max(axis=2) > 150)
-    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
-
-
-def annotate(image, boxes, **fields):
-    n = len(boxes)
-    nothing = np.zeros(n, bool)
-    whole = {"labels": np.ones(n, np.int32), "crowd": nothing, "difficult": nothing} | fields
-    return Annotation(1, "test", image.shape[:2], boxes, **whole)
-
-
-@pytest.mark.parametrize(
-    ("size", "canvas", "want"),
-    [
-        ((480, 640), (320, 416), (312, 416)),
-        ((640, 480), (320, 416), (320, 240)),
-        ((128, 128), (128, 128), (128, 128)),
-        ((10, 1000), (100, 100), (1, 100)),
-        ((1, 1000), (100, 100), (1, 100)),  # Never without pixels.
-    ],
+EVERYTHING = Augmentation(
+    0.5,
+    0.5,
+    scale=(0.7, 1.4),
+    brightness=0.1,
+    hsv=(0.0, 0.1, 0.1),
+    distort=0.5,
+    rotation=20.0,
+    expand=0.3,
+    patch=0.5,
+    crop=0.7,
 )
-def test_resized_size_by_hand(size, canvas, want):
-    assert augment.resized_size(size, canvas) == want
+COMPOSED = dataclasses.replace(EVERYTHING, mosaic=0.5, copy_paste=0.5)
 
 
-def test_resized_size_fits_and_fills(rng):
-    for _ in range(200):
-        size = tuple(int(v) for v in rng.integers(1, 900, 2))
-        got = augment.resized_size(size, CANVAS)
-        assert got[0] <= CANVAS[0] and got[1] <= CANVAS[1]
-        assert got[0] == CANVAS[0] or got[1] == CANVAS[1]
-
-
-def test_fit_to_canvas_moves_boxes_with_pixels(rng):
-    for _ in range(20):
-        image, boxes = patch_scene(rng, *(int(v) for v in rng.integers(40, 120, 2)))
-        placed = augment.fit_to_canvas(image, boxes, CANVAS)
-        np.testing.assert_allclose(placed.boxes[0], bright_box(placed.pixels), atol=1.01)
-        assert not placed.pixels[placed.size[0] :].any()
-        assert not placed.pixels[:, placed.size[1] :].any()
-
-
-def test_fit_to_canvas_keeps_what_fits_exactly(rng):
-    image, boxes = patch_scene(rng, *CANVAS)
-    placed = augment.fit_to_canvas(image, boxes, CANVAS)
-    np.testing.assert_array_equal(placed.pixels, image)
-    np.testing.assert_array_equal(placed.boxes, boxes)
-
-
-def test_place_by_hand(rng):
-    """A 20 x 20 window doubled: the box 5 right of and 10 below its corner."""
-    image = rng.integers(0, 256, (50, 50, 3)).astype(np.uint8)
-    boxes = np.array([[15, 20, 25, 60], [0, 0, 9, 9]], np.float32)
-    placed = augment.place(image, boxes, (64, 64), window=(10, 10, 30, 30), size=(40, 40))
-    np.testing.assert_array_equal(placed.boxes, [[10, 20, 30, 40], [0, 0, 0, 0]])
-    assert not placed.pixels[40:].any()
-
-
-@pytest.mark.parametrize("flip", [augment.horizontal_flip, augment.vertical_flip])
-def test_flips(rng, flip):
+def scene(rng):
+    """A patch scene with all that can be known of it."""
     image, boxes = patch_scene(rng)
-    flipped = flip(image, boxes)
-    np.testing.assert_array_equal(flipped[1][0], bright_box(flipped[0]))
-    assert not np.array_equal(flipped[0], image)
-    again = flip(*flipped)
-    np.testing.assert_array_equal(again[0], image)
-    np.testing.assert_array_equal(again[1], boxes)
+    x1, y1, x2, y2 = boxes[0]
+    keypoints = np.array([[[x1, y1, 2], [x2 - 1, y2 - 1, 1]]], np.float32)
+    return image, annotate(image, boxes, segments=(rectangle(boxes[0]),), keypoints=keypoints)
 
 
-def test_scale_jitter_law(rng):
-    """Scales cover their range, evenly below and above 1; what fits is not cropped."""
-    scales, cropped = [], 0
-    for _ in range(400):
-        window, size = augment.scale_jitter(rng, (128, 128), (64, 64), low=0.5, high=2.0)
-        height = window[2] - window[0]
-        scales.append(size[0] / height / 0.5)
-        assert size[0] <= 64 and 0 <= window[0] < window[2] <= 128
-        if height < 128:
-            cropped += 1
-            assert size == (64, 64)
-    assert min(scales) < 0.55 and max(scales) > 1.85
-    assert 150 < cropped < 250
-
-
-def test_scale_jitter_of_one_keeps_the_picture(rng):
-    for _ in range(50):
-        size = tuple(int(v) for v in rng.integers(1, 900, 2))
-        window, got = augment.scale_jitter(rng, size, CANVAS, low=1.0, high=1.0)
-        assert window == (0, 0, *size) and got == augment.resized_size(size, CANVAS)
+def draw_scene(rng):
+    return scene(rng)
 
 
 def test_augmented_boxes_follow_the_pixels(rng):
@@ -119,7 +43,29 @@ def test_augmented_boxes_follow_the_pixels(rng):
         if len(got.boxes):
             np.testing.assert_allclose(got.boxes[0], bright_box(pixels), atol=1.01)
             seen += 1
-        assert not pixels[got.size[0] :].any() and not pixels[:, got.size[1] :].any()
+        assert pixels.shape[:2] == got.size
+        assert got.size[0] <= CANVAS[0] and got.size[1] <= CANVAS[1]
+    assert seen > 40
+
+
+def test_everything_follows_the_pixels(rng):
+    """All that moves pictures at once, colours left alone: box, segment and keypoints."""
+    options = dataclasses.replace(EVERYTHING, brightness=0.0, hsv=(0.0, 0.0, 0.0), distort=0.0)
+    seen = 0
+    for _ in range(80):
+        image, known = scene(rng)
+        pixels, got = augment.augment(rng, image, known, CANVAS, options, keypoint_pairs=((0, 1),))
+        bright = pixels.min(axis=2) > 150
+        assert pixels.shape[:2] == got.size
+        if bright.sum() < 60:
+            continue
+        seen += 1
+        np.testing.assert_allclose(got.boxes[0], bright_box(pixels * bright[..., None]), atol=2.01)
+        drawn = segments.draw_segment(got.segments[0], got.boxes[0], got.size)
+        assert (drawn & bright).sum() / (drawn | bright).sum() > 0.7
+        for x, y, visible in got.keypoints[0]:
+            low, high = got.boxes[0, :2] - 2, got.boxes[0, 2:] + 2
+            assert not visible or ((low <= (x, y)) & ((x, y) <= high)).all()
     assert seen > 40
 
 
@@ -136,39 +82,30 @@ def test_objects_out_of_view(rng):
     )
     sides = got.boxes[:, 2:] - got.boxes[:, :2]
     assert (sides > 0).all() and len(got.boxes) < 16
-    small = sides.prod(axis=1)[:-2] < augment.MIN_AREA_LEFT * 32 * 32
+    small = sides.prod(axis=1)[:-2] < transforms.MIN_AREA_LEFT * 32 * 32
     np.testing.assert_array_equal(got.difficult[:-2], small)
     assert got.difficult[-2:].tolist() == [True, False]  # The crowd stays a crowd.
     assert got.crowd[-2:].tolist() == [False, True]
 
 
-class Highest(np.random.Generator):
-    """Draws the upper end of every range."""
-
-    def uniform(self, low=0.0, high=1.0, size=None):
-        return np.full(() if size is None else size, high)
-
-
-def test_color_jitter_by_hand():
-    """Each option alone, all draws at their upper end."""
-    image = np.array([[[100, 50, 0], [60, 60, 60]]], np.uint8)
-
-    def jitter(**options):
-        return augment.color_jitter(Highest(np.random.PCG64()), image, **options).astype(float)
-
-    grey = np.array(image, float) @ augment.LUMA
-    np.testing.assert_allclose(jitter(brightness=0.5), image * 1.5, atol=0.51)
-    want = np.clip(image + 0.5 * (image - grey[..., None]), 0, 255)
-    np.testing.assert_allclose(jitter(saturation=0.5), want, atol=0.51)
-    want = np.clip(image + 0.5 * (image - grey.mean()), 0, 255)
-    np.testing.assert_allclose(jitter(contrast=0.5), want, atol=0.51)
-    np.testing.assert_allclose(jitter(hue=120.0), image[..., [2, 0, 1]], atol=0.51)
-
-
-def test_color_jitter_keeps_greys_grey(rng):
-    image = np.tile(rng.integers(0, 256, (9, 9, 1)), (1, 1, 3)).astype(np.uint8)
-    got = augment.color_jitter(rng, image, saturation=0.9, hue=180.0)
-    np.testing.assert_allclose(got.astype(int), image.astype(int), atol=1)
+def test_patches_leave_objects_with_their_centre_outside_undecided(rng):
+    image = np.zeros((100, 100, 3), np.uint8)
+    low = np.stack(np.meshgrid(np.arange(0, 100, 20), np.arange(0, 100, 20)), -1).reshape(-1, 2)
+    boxes = np.hstack([low, low + 20]).astype(np.float32)
+    options = Augmentation(0.0, patch=1.0)
+    cut = 0
+    for _ in range(40):
+        _, got = augment.augment(rng, image, annotate(image, boxes), (100, 100), options)
+        inside = (got.boxes > 0.01).all(axis=1) & (
+            got.boxes[:, 2:] < np.array(got.size)[::-1] - 0.01
+        ).all(axis=1)
+        assert not got.difficult[inside].any()
+        sides = got.boxes[:, 2:] - got.boxes[:, :2]
+        whole = sides.max(axis=0)  # Some object is whole in each direction.
+        half = (sides < 0.49 * whole).any(axis=1)
+        np.testing.assert_array_equal(got.difficult, half)
+        cut += half.sum()
+    assert cut > 20
 
 
 def test_same_draws_whatever_is_asked():
@@ -176,16 +113,131 @@ def test_same_draws_whatever_is_asked():
     image = np.zeros((8, 8, 3), np.uint8)
     annotation = annotate(image, np.zeros((0, 4), np.float32))
     states = []
-    for options in (Augmentation(), Augmentation(1.0, 1.0, (0.5, 2.0), 0.1, 0.1, 0.1, 9.0)):
+    for options in (
+        Augmentation(),
+        Augmentation(1.0, 1.0, (0.5, 2.0), 0.1, 0.1, 0.1, 9.0),
+        EVERYTHING,
+        COMPOSED,
+        dataclasses.replace(COMPOSED, mosaic=1.0, copy_paste=1.0),
+    ):
         rng = np.random.default_rng(3)
-        _, got = augment.augment(rng, image, annotation, CANVAS, options)
-        assert got.boxes.shape == (0, 4)
+        _, got = augment.augment(rng, image, annotation, CANVAS, options, partner=draw_scene)
+        assert len(got.boxes) == 0 or options.mosaic or options.copy_paste
         states.append(rng.bit_generator.state)
-    assert states[0] == states[1]
+    assert all(state == states[0] for state in states)
+
+
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.Philox])
+def test_a_variant_is_a_function_of_its_generator(rng, bits):
+    image, known = scene(rng)
+    for seed in range(6):
+        one, two = (
+            augment.augment(
+                np.random.Generator(bits(seed)), image, known, CANVAS, COMPOSED, partner=draw_scene
+            )
+            for _ in range(2)
+        )
+        np.testing.assert_array_equal(one[0], two[0])
+        np.testing.assert_array_equal(one[1].boxes, two[1].boxes)
+        np.testing.assert_array_equal(one[1].keypoints, two[1].keypoints)
+
+
+def test_options_do_not_disturb_each_other(rng):
+    """Colours are drawn from their own place: the picture is turned alike with and without."""
+    image, known = scene(rng)
+    turned = Augmentation(rotation=30.0, scale=(0.5, 1.0))
+    options = (turned, dataclasses.replace(turned, distort=0.5, hsv=(0.1, 0.2, 0.2)))
+    one, two = (
+        augment.augment(np.random.default_rng(5), image, known, CANVAS, option)
+        for option in options
+    )
+    np.testing.assert_array_equal(one[1].boxes, two[1].boxes)
+    assert not np.array_equal(one[0], two[0])
+
+
+def test_mosaic_shows_four_pictures(rng):
+    image, known = scene(rng)
+    options = Augmentation(mosaic=1.0, mosaic_scale=(0.5, 0.6))
+    counts = []
+    for _ in range(30):
+        pixels, got = augment.augment(rng, image, known, (96, 96), options, partner=draw_scene)
+        assert pixels.shape[:2] == got.size == (96, 96)
+        bright = pixels.min(axis=2) > 150
+        covered = np.zeros((96, 96), bool)
+        for i in range(len(got.labels)):
+            covered |= segments.draw_segment(got.segments[i], got.boxes[i], got.size)
+        assert (bright & covered).sum() > 0.85 * bright.sum()
+        counts.append(len(got.labels))
+    assert max(counts) == 4 == Augmentation(mosaic=1.0).n_pictures
+
+
+def test_pasted_objects(rng):
+    image = np.full((50, 70, 3), 100, np.uint8)
+    empty = annotate(
+        image, np.zeros((0, 4), np.float32), segments=(), keypoints=np.zeros((0, 2, 3), np.float32)
+    )
+    options = Augmentation(copy_paste=1.0, scale=(0.8, 1.0))
+    counts = []
+    for _ in range(40):
+        pixels, got = augment.augment(rng, image, empty, CANVAS, options, partner=draw_scene)
+        assert pixels.shape[:2] == got.size
+        counts.append(len(got.labels))
+        if len(got.labels):
+            drawn = segments.draw_segment(got.segments[0], got.boxes[0], got.size)
+            np.testing.assert_array_equal(drawn, (pixels != 100).any(axis=2))
+            assert (pixels[drawn] > 150).mean() > 0.7
+    assert 8 < sum(counts) < 32  # A chance of one half.
+
+
+def test_probabilities(rng):
+    """How often pictures are mosaics is as asked."""
+    image, known = scene(rng)
+    n = 0
+    for _ in range(100):
+        _, got = augment.augment(
+            rng, image, known, (64, 64), Augmentation(mosaic=0.3), partner=draw_scene
+        )
+        n += got.size == (64, 64)  # The picture alone is 46 high.
+    assert 15 < n < 45
+
+
+def test_partners_are_asked_for(rng):
+    image, known = scene(rng)
+    for options in (Augmentation(mosaic=0.1), Augmentation(copy_paste=0.1)):
+        with pytest.raises(ValueError, match="partner"):
+            augment.augment(rng, image, known, CANVAS, options)
+
+
+def test_cached_pictures_are_not_written_on(rng):
+    image, known = scene(rng)
+    before = image.copy()
+    options = dataclasses.replace(COMPOSED, mosaic=1.0, copy_paste=1.0)
+    for option in (Augmentation(), options):
+        for seed in range(5):
+            augment.augment(
+                np.random.default_rng(seed), image, known, (50, 70), option, partner=draw_scene
+            )
+    np.testing.assert_array_equal(image, before)
+
+
+def test_cut_leaves_a_tile_on_each_side():
+    for canvas in ((4, 4), (32, 1000)):
+        for at in augment.CUT:
+            cut = (round(at * canvas[0]), round(at * canvas[1]))
+            assert all(min(tile) > 0 for tile in compose.tile_sizes(cut, canvas))
 
 
 @pytest.mark.parametrize(
-    "options", [{"scale": (0.0, 1.0)}, {"scale": (2.0, 1.0)}, {"contrast": 2.0}]
+    "options",
+    [
+        {"scale": (0.0, 1.0)},
+        {"scale": (2.0, 1.0)},
+        {"mosaic_scale": (2.0, 1.0)},
+        {"contrast": 2.0},
+        {"mosaic": -0.1},
+        {"crop": 0.0},
+        {"hsv": (0.0, 2.0, 0.0)},
+    ],
 )
 def test_misuse(options):
     with pytest.raises(ValueError, match="must be"):

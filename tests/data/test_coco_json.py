@@ -3,8 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from jaxdet.data import coco_json
-from jaxdet.data.records import DataError
+from jaxdet.data import coco_json, coco_masks
+from jaxdet.data.coco_masks import segment_mask
+from jaxdet.data.records import DataError, Polygons
+from jaxdet.data.reports import Report
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_crowd_and_mask_area(coco):
     data["annotations"][0] |= {
         "iscrowd": 1,
         "area": 12.5,
-        "segmentation": {"counts": [0, 3], "size": [40, 60]},
+        "segmentation": {"counts": [5, 3, 2392], "size": [40, 60]},
     }
     rewrite(path, data)
     annotation = coco_json.read_coco(path).annotations[0]
@@ -56,13 +58,14 @@ def test_clips_and_drops_with_a_note(coco):
     path, data = coco
     row = data["annotations"][0]
     for box in ([50, 30, 30, 30], [1, 1, 0, 5], [-20, 0, 10, 10]):
-        data["annotations"].append(row | {"bbox": box})
+        data["annotations"].append(row | {"bbox": box, "id": 1 + len(data["annotations"])})
     rewrite(path, data)
     source = coco_json.read_coco(path)
     np.testing.assert_array_equal(source.annotations[0].boxes[1:], [[50, 30, 60, 40]])
     empty, clipped = source.notes
-    assert empty == "Boxes without area, left out: 2 (a.png, a.png)."
-    assert clipped.endswith("clipped: 1.")
+    second, fourth = (f"instances.json: annotations[{i}]" for i in (2, 3))
+    assert empty == f"Boxes without area, left out: 2 ({second}, {fourth})."
+    assert clipped.endswith("clipped: 1 (instances.json: annotations[1]).")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_clips_and_drops_with_a_note(coco):
     [
         ("images", {"file_name": "gone.png"}, r"images\[0\].file_name = 'gone.png'.*no such"),
         ("images", {"height": None}, r"images\[0\].height is missing"),
-        ("images", {"width": "60"}, r"images\[0\].width = '60' is no int"),
+        ("images", {"width": "60"}, r"images\[0\].width = '60' is no whole number"),
         ("images", {"width": 0}, r"images\[0\]: height 40 and width 0"),
         ("images", {"id": 101}, r"images\[1\].id = 101 is taken"),
         ("annotations", {"bbox": [1, 2, 3]}, r"annotations\[0\].bbox = \[1, 2, 3\] must be 4"),
@@ -111,3 +114,116 @@ def test_pictures_by_split_name_or_argument(tmp_path, write_coco, write_picture)
         coco_json.read_coco(all_json)
     told = coco_json.read_coco(all_json, images=tmp_path / "train2017")
     np.testing.assert_array_equal(told[0][0], other)
+
+
+def test_masks_of_every_spelling(coco):
+    path, data = coco
+    row = data["annotations"][0]
+    polygon = [[5, 6, 15, 6, 15, 26, 5, 26]]
+    off, on = 5 * 40 + 6, 20  # Column 5 begins with 6 pixels that are off.
+    counts = [off, on, *[20, 20] * 9, 2400 - 15 * 40 + 14]
+    runs = {"size": [40, 60], "counts": counts}
+    text = coco_masks.encode(
+        segment_mask(Polygons((np.array(polygon[0]).reshape(-1, 2),)), (40, 60))
+    )
+    for value in (polygon, runs, text, None, []):
+        data["annotations"].append(
+            row | {"id": 9 + len(data["annotations"]), "segmentation": value}
+        )
+    rewrite(path, data)
+    annotation = coco_json.read_coco(path).annotations[0]
+    want = np.zeros((40, 60), bool)
+    want[6:26, 5:15] = True
+    assert isinstance(annotation.segments[1], Polygons)
+    for segment in annotation.segments[1:4]:
+        np.testing.assert_array_equal(segment_mask(segment, (40, 60)), want)
+    assert annotation.segments[0] is None and annotation.segments[4:] == (None, None)
+
+
+def test_a_broken_mask_names_its_field(coco):
+    path, data = coco
+    data["annotations"][0]["segmentation"] = [[1, 2, 3, 4, 5, 6], [1, 2, 3]]
+    rewrite(path, data)
+    with pytest.raises(DataError, match=r"annotations\[0\].segmentation\[1\] must be x, y"):
+        coco_json.read_coco(path)
+
+
+def test_keypoints(coco):
+    path, data = coco
+    data["categories"][1]["keypoints"] = ["nose", "left_eye", "right_eye"]
+    data["annotations"][0]["keypoints"] = [6, 7, 2, 8, 9, 1, 0, 0, 0]
+    data["annotations"].append(data["annotations"][0] | {"id": 9, "category_id": 3})
+    del data["annotations"][1]["keypoints"]
+    rewrite(path, data)
+    source = coco_json.read_coco(path)
+    points = source.annotations[0].keypoints
+    np.testing.assert_array_equal(points[0], [[6, 7, 2], [8, 9, 1], [0, 0, 0]])
+    assert not points[1].any() and source.annotations[1].keypoints.shape == (0, 3, 3)
+    assert source.keypoint_names == ("nose", "left_eye", "right_eye")
+    assert source.keypoint_pairs == ((1, 2),)
+
+
+@pytest.mark.parametrize("bad", [[1, 2, 3], [1, 2, 3] * 2, [1, 2, float("inf")] * 3, ["a"] * 9, 3])
+def test_faulty_keypoints(coco, bad):
+    path, data = coco
+    data["categories"][1]["keypoints"] = ["a", "b", "c"]
+    data["annotations"][0]["keypoints"] = bad
+    rewrite(path, data)
+    with pytest.raises(DataError, match=r"annotations\[0\].keypoints"):
+        coco_json.read_coco(path)
+
+
+def test_pairs_by_name():
+    names = ["nose", "right_ear", "left_ear", "tail", "left_hoof", "LeftWing", "rightwing"]
+    assert coco_json.left_right_pairs(names) == ((1, 2), (5, 6))
+
+
+def test_captions_beside_and_alone(coco, tmp_path):
+    path, data = coco
+    rows = [{"id": i, "image_id": 100, "caption": f"A cat {i}."} for i in range(2)]
+    elsewhere = {
+        "id": 9,
+        "image_id": 12345,
+        "caption": "Of a picture that is not in the instances.",
+    }
+    captions = {"images": data["images"], "annotations": [*rows, elsewhere]}
+    path = path.rename(path.with_name("instances_val2017.json"))
+    rewrite(path.with_name("captions_val2017.json"), captions)
+    source = coco_json.read_coco(path)
+    assert [a.captions for a in source.annotations] == [("A cat 0.", "A cat 1."), ()]
+    rewrite(path.with_name("captions_val2017.json"), captions | {"annotations": rows})
+    alone = coco_json.read_coco(path.with_name("captions_val2017.json"))
+    assert alone.classes == () and alone.annotations[0].captions == ("A cat 0.", "A cat 1.")
+
+
+def test_faults_cost_their_picture_only(coco):
+    path, data = coco
+    row = data["annotations"][0]
+    data["annotations"] += [row | {"id": 2, "image_id": 101, "bbox": [1, 1, 5]}]
+    data["annotations"] += [row | {"id": 3, "image_id": 101, "category_id": 5}]
+    rewrite(path, data)
+    report = Report()
+    source = coco_json.read_coco(path, report=report)
+    assert [a.name for a in source.annotations] == ["a.png"] and report.bad == {101}
+    assert len(report.faults) == 2
+    assert source[0][1].image_id == 100 and source.read.paths[0].name == "a.png"
+
+
+def test_taken_ids_and_names(coco):
+    path, data = coco
+    data["annotations"].append(data["annotations"][0])
+    rewrite(path, data)
+    (note,) = coco_json.read_coco(path).notes
+    assert note == f"{coco_json.SAME_ID}: 1 (instances.json: annotations[1].id = 1)."
+    data["images"][1]["file_name"] = "a.png"
+    rewrite(path, data)
+    with pytest.raises(DataError, match=r"images\[1\].file_name = 'a.png' is that of images\[0\]"):
+        coco_json.read_coco(path)
+
+
+def test_enormous_pictures_are_refused_unopened(coco):
+    path, data = coco
+    data["images"][0] |= {"height": 10**6, "width": 10**6}
+    rewrite(path, data)
+    with pytest.raises(DataError, match=r"images\[0\]: height 1000000 and width 1000000 must be"):
+        coco_json.read_coco(path)

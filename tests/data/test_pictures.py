@@ -1,6 +1,9 @@
+import zlib
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxdet.data import pictures
 from jaxdet.data.records import DataError
@@ -69,3 +72,59 @@ def test_orientation_is_applied_on_request_only(tmp_path, write_picture):
     assert stored.shape == (40, 60, 3)
     shown = pictures.read_picture(path, orientation=True)
     np.testing.assert_array_equal(shown, np.rot90(stored, -1))
+
+
+def test_headers(tmp_path, rng):
+    pixels = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    for name, array, mode in (
+        ("a.png", pixels, "RGB"),
+        ("b.jpg", pixels, "RGB"),
+        ("c.png", pixels[..., 0], "L"),
+        ("d.png", np.dstack([pixels, pixels[..., 0]]), "RGBA"),
+        ("e.png", pixels[..., 0].astype(np.uint16), "I;16"),
+        ("f.bmp", pixels, "RGB"),
+        ("g.tif", pixels, "RGB"),
+        ("h.webp", pixels, "RGB"),
+    ):
+        cv2.imwrite(str(tmp_path / name), array)
+        assert pictures.read_header(tmp_path / name) == ((6, 5), mode, False)
+    with pytest.raises(DataError, match=r"gone.png: cannot be read"):
+        pictures.read_header(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_cmyk_and_turned_headers(tmp_path, suffix):
+    picture = Image.new("CMYK" if suffix == "jpg" else "RGB", (5, 6))
+    exif = picture.getexif()
+    exif[0x0112] = 3
+    picture.save(tmp_path / f"a.{suffix}", exif=exif)
+    header = pictures.read_header(tmp_path / f"a.{suffix}")
+    assert header == ((6, 5), picture.mode, True)
+    assert pictures.read_picture(tmp_path / f"a.{suffix}").shape == (6, 5, 3)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    """A PNG of a few bytes that says it is 60000 x 60000."""
+    data = bytearray(cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data)
+    monkeypatch.setattr(cv2, "imdecode", lambda *args: pytest.fail("decoded"))
+    for read in (pictures.read_picture, pictures.read_mask, pictures.read_header):
+        with pytest.raises(DataError, match=r"a.png: its header: height 60000 and width 60000"):
+            read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_masks(tmp_path, channels):
+    """What is neither black nor transparent."""
+    pixels = np.zeros((3, 4, channels), np.uint8)
+    pixels[0, 0], pixels[1, 1], pixels[2, 2] = 255, 1, 255
+    if channels in (2, 4):
+        pixels[..., -1] = [[255] * 4, [255] * 4, [0] * 4]
+    image = Image.fromarray(pixels.squeeze(), {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels])
+    image.save(tmp_path / "a.png")
+    want = np.zeros((3, 4), bool)
+    want[0, 0] = want[1, 1] = True
+    want[2, 2] = channels in (1, 3)
+    np.testing.assert_array_equal(pictures.read_mask(tmp_path / "a.png"), want)

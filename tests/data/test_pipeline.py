@@ -1,13 +1,18 @@
+import dataclasses
+import functools
 import itertools
+import multiprocessing
+import os
+import signal
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from jaxdet.data import pipeline
+from jaxdet.data import epochs, pipeline
 from jaxdet.data.augment import Augmentation
-from jaxdet.data.records import Annotation, Source
+from jaxdet.data.records import Annotation, Bitmap, Polygons, Source
 
 SIZES = [(32, 32)] * 12 + [(20, 40)] * 6
 CANVASES = ((32, 32), (24, 48))
@@ -34,6 +39,59 @@ def make_source(sizes=SIZES, counts=(0, 1, 3), reads=None):
     return Source("test", ("a", "b"), tuple(annotations), read)
 
 
+# All that draws random numbers, and all that a batch can hold.
+EVERYTHING = Augmentation(
+    vertical_flip=0.5,
+    scale=(0.5, 1.5),
+    brightness=0.2,
+    hsv=(0.1, 0.2, 0.2),
+    distort=0.5,
+    rotation=15.0,
+    expand=0.3,
+    patch=0.3,
+    crop=0.8,
+    mosaic=0.4,
+    copy_paste=0.5,
+)
+
+
+def draw_picture(index, *, size):
+    """Noise of the picture's own; can be sent to another process."""
+    return np.random.default_rng(index).integers(0, 256, (*size, 3)).astype(np.uint8)
+
+
+def read_picture(index, *, sizes):
+    return draw_picture(index, size=sizes[index])
+
+
+def rich_source():
+    """Pictures with outlines, bitmaps and keypoints."""
+    plain, annotations = make_source(), []
+    for annotation in plain.annotations:
+        n = len(annotation.labels)
+        outlines, keypoints = [], np.zeros((n, 2, 3), np.float32)
+        for i, (x1, y1, x2, y2) in enumerate(annotation.boxes.tolist()):
+            ring = np.array([[x1, y1], [x2, y1], [x2, y2]], np.float32)
+            bitmap = Bitmap(np.tri(8, dtype=bool), (int(x1), int(y1)))
+            outlines.append((Polygons((ring,)), bitmap, None)[i % 3])
+            keypoints[i] = [[x1 + 1, y1 + 1, 2], [x2 - 1, y2 - 1, 1]]
+        annotations.append(annotation._replace(segments=tuple(outlines), keypoints=keypoints))
+    return dataclasses.replace(
+        plain,
+        annotations=tuple(annotations),
+        read=functools.partial(read_picture, sizes=SIZES),
+        keypoint_names=("left", "right"),
+        keypoint_pairs=((0, 1),),
+    )
+
+
+def make_rich(**options):
+    source = rich_source()
+    rates = np.linspace(0.2, 2.5, len(source))
+    defaults = {"augmentation": EVERYTHING, "mask_side": 14, "with_keypoints": True}
+    return make(source, **({"rates": rates} | defaults | options))
+
+
 def make(source=None, **options):
     defaults = {"canvases": CANVASES, "batch_size": 4, "seed": 1, "augmentation": VARIED}
     source = make_source() if source is None else source
@@ -47,6 +105,7 @@ def assert_same(got, want):
         (*want.images[:2], *want.instances, *want[2:4]),
         strict=True,
     ):
+        assert (a is None) == (b is None)
         np.testing.assert_array_equal(a, b)
 
 
@@ -118,6 +177,56 @@ def test_processes_share_the_global_batch():
         assert sorted(np.concatenate([p[number].positions for p in parts])) == [0, 1, 2, 3]
 
 
+def test_everything_is_a_function_of_seed_and_number():
+    """Mosaics, pasted objects, rates, masks and keypoints too; hosts deal out the same batch."""
+    one = make_rich()
+    late = one[5]
+    parts = [make_rich(process_index=p, process_count=2) for p in (0, 1)]
+    n_objects = 0
+    for number in (2, 5):
+        want = make_rich()[number]
+        assert_same(late if number == 5 else one[number], want)
+        for part in parts:
+            got = part[number]
+            rows = got.positions
+            np.testing.assert_array_equal(got.records, want.records[rows])
+            np.testing.assert_array_equal(got.images.pixels, want.images.pixels[rows])
+            for a, b in zip(got.instances, want.instances, strict=True):
+                np.testing.assert_array_equal(a, b[rows])
+        n_objects += want.instances.valid.sum()
+        assert want.instances.masks.shape == (4, 15, 14, 14)
+        assert want.instances.keypoints.shape == (4, 15, 2, 3)
+        known = want.instances.masks.any(axis=(2, 3))
+        assert not known[~want.instances.valid].any()
+    assert n_objects > 10
+
+
+@pytest.fixture(scope="module")
+def rich_batches():
+    batches = make_rich()
+    return [batches[number] for number in range(2, 5)]
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(3, 0), (1, 2)])
+def test_everything_is_the_same_for_any_readers(rich_batches, threads, workers):
+    read = pipeline.iterate(make_rich(), 2, threads=threads, workers=workers)
+    for want in rich_batches:
+        assert_same(next(read), want)
+    read.close()
+    assert not multiprocessing.active_children()
+
+
+def test_dead_workers_are_an_error():
+    read = pipeline.iterate(make(rich_source()), threads=1, workers=1)
+    next(read)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        for _ in range(20):
+            next(read)
+    read.close()
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_iterate_gives_the_same_batches(threads):
     batches = make()
@@ -164,6 +273,20 @@ def test_eval_reads_every_image_once():
     assert (records == -1).sum() == 7
 
 
+def test_eval_with_masks_and_keypoints():
+    source = rich_source()
+    batches = pipeline.eval_pipeline(
+        source, canvases=CANVASES, batch_size=5, mask_side=14, with_keypoints=True
+    )
+    for batch in batches:
+        assert batch.instances.masks.shape == (5, 3, 14, 14)
+        for row, record in enumerate(batch.records):
+            n = len(source.annotations[record].labels) if record >= 0 else 0
+            known = [True, True, False][:n] + [False] * (3 - n)
+            assert batch.instances.masks[row].any(axis=(1, 2)).tolist() == known
+            assert (batch.instances.keypoints[row, :n, :, 2] > 0).all()
+
+
 def test_eval_over_processes():
     source = make_source(SIZES[:12])
     records = [
@@ -188,6 +311,48 @@ def test_cut_objects_are_counted_and_ignored_ones_go_first():
     batch = pipeline.eval_pipeline(source, canvases=CANVASES, batch_size=1, max_objects=2)[0]
     np.testing.assert_array_equal(batch.instances.boxes[0], hard.boxes[1:])
     assert not batch.instances.difficult.any()
+
+
+def test_rates_decide_how_often():
+    """Twelve square pictures: the last four three times, the rest not or once."""
+    source = make_source(SIZES[:12])
+    rates = np.array([0.0] * 4 + [1.0] * 4 + [3.0] * 4)
+    batches = make(source, batch_size=8, rates=rates)
+    for epoch in range(3):
+        records = np.concatenate([batches[2 * epoch + i].records for i in range(2)])
+        assert np.bincount(records, minlength=12).tolist() == rates.tolist()
+    assert not np.array_equal(batches[0].records, batches[2].records)
+
+
+def test_canvases_without_drawn_images_are_left_out():
+    rates = np.array([1.0] * 12 + [0.0] * 6)
+    batches = make(rates=rates)
+    assert {batches[i].images.pixels.shape[1:3] for i in range(4)} == {(32, 32)}
+    rates[12:] = 4.0
+    batches = make(rates=rates)
+    shapes = [batches[i].images.pixels.shape[1:3] for i in range(6)]
+    assert shapes.count((24, 48)) == 4
+
+
+def test_sets_mixed():
+    one, two = make_source(SIZES[:12]), make_source(SIZES[:3])
+    source, rates = epochs.mix([one, two], [1.0, 1.0])
+    batches = make(source, batch_size=5, rates=rates)
+    records = np.concatenate([batches[i].records for i in range(6)])
+    assert (records >= 12).sum() == 15
+
+
+def test_rows_for_composed_pictures():
+    source = make_source()  # 0, 1 or 3 objects.
+    both = Augmentation(mosaic=0.5, copy_paste=0.5)
+    assert pipeline.max_object_count(source, augmentation=both) == 15
+    assert pipeline.max_object_count(source, augmentation=Augmentation(copy_paste=0.1)) == 6
+    assert pipeline.count_cut(source, 15, augmentation=both) == 0
+    assert 0 < pipeline.count_cut(source, 5, augmentation=both) < 12 * 18
+    assert pipeline.count_cut(source, 5) == 0
+    always = Augmentation(mosaic=1.0)
+    four_of_three = make_source(counts=(3,))
+    assert pipeline.count_cut(four_of_three, 10, augmentation=always) == 2 * 18
 
 
 def test_only_images_without_objects():
@@ -219,11 +384,16 @@ def test_choose_canvas():
         {"batch_size": 0},
         {"canvases": ()},
         {"source": make_source([])},
+        {"rates": np.ones(3)},
+        {"rates": np.zeros(18)},
+        {"rates": np.full(18, np.nan)},
+        {"mask_side": 14},
+        {"with_keypoints": True},
     ],
     ids=lambda options: next(iter(options)),
 )
 def test_misuse(options):
     with pytest.raises(ValueError, match=r"got|no images"):
         make(**options)
-    with pytest.raises(ValueError, match="start and threads"):
+    with pytest.raises(ValueError, match="start, threads"):
         next(pipeline.iterate(make(), -1))

@@ -29,3 +29,21 @@ def test_inside_of_nothing():
 def test_category_ids_one_a_class():
     with pytest.raises(ValueError, match="one category id a class"):
         records.Source("x", ("a", "b"), (), read=lambda i: np.zeros((1, 1, 3)), category_ids=(1,))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 60), (10_000, 10_000)])
+def test_sizes_of_pictures(size):
+    assert records.check_size(size, "f") == size
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, -1), (10_000, 10_001), (10**30, 1)])
+def test_sizes_of_none(size):
+    with pytest.raises(records.DataError, match=rf"^f: height {size[0]} and width {size[1]} must"):
+        records.check_size(size, "f")
+
+
+def test_a_stored_bitmap_is_read_each_time():
+    calls = []
+    stored = records.StoredBitmap(lambda: calls.append(1) or np.ones((2, 3), bool), (4, 5))
+    assert stored.mask.shape == (2, 3) and stored.mask.all()
+    assert len(calls) == 2 and stored.corner == (4, 5)

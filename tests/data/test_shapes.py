@@ -76,6 +76,24 @@ def test_masks_keypoints_and_captions_come_back(data_dir):
         assert row["caption"].decode() == scene.caption
 
 
+def test_annotations_have_masks_keypoints_and_captions(source):
+    states = set()
+    for index in range(64):
+        scene, a = shapes.draw("train", index), source.annotations[index]
+        for segment, mask in zip(a.segments, scene.masks, strict=True):
+            np.testing.assert_array_equal(segment.mask, mask)
+        assert a.captions == (scene.caption,)
+        shows, state = scene.keypoints[..., 2] > 0, a.keypoints[..., 2]
+        np.testing.assert_array_equal(state == 2, shows)
+        np.testing.assert_array_equal(a.keypoints[state > 0, :2], scene.keypoints[state > 0, :2])
+        assert not a.keypoints[state == 0].any() and not state[scene.crowd].any()
+        points = a.keypoints[state > 0, :2]
+        assert ((points >= 0) & (points < 128)).all()
+        states |= set(state.ravel().tolist())
+    assert states == {0, 1, 2}
+    assert source.keypoint_names[2:] == ("right", "bottom", "left")
+
+
 def test_reader_can_be_pickled(source):
     read = pickle.loads(pickle.dumps(source.read))
     np.testing.assert_array_equal(read(5), source.read(5))

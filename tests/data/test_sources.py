@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxdet.data import coco_json, pictures, sources
+from jaxdet.data import arrays, coco_json, pictures, sources
 from jaxdet.data.sources import DataError
 
 OBJECTS = [(5, 6, 10, 20, 7), (0, 0, 60, 40, 3), (30.0, 10.0, 8.0, 9.0, 3)]
@@ -128,7 +128,7 @@ def test_validate_names_every_bad_picture(voc_folder, write_picture):
             "cannot be read",
             "cut off",
             "60 x 40 (height x width), its annotation says 40 x 60",
-            "Op",
+            "not a picture",
         ],
         strict=True,
     ):
@@ -186,3 +186,49 @@ def test_open_data_knows_shapes_and_folders(tmp_path):
         sources.open_data("", split="val", data_dir=tmp_path)
     with pytest.raises(DataError, match="nothing_here"):
         sources.open_data(str(tmp_path / "nothing_here"), split="val", data_dir=tmp_path)
+
+
+def spoil(folder, names):
+    """A missing picture, a cut off one, an object without a name, one of an unknown class."""
+    missing, cut, nameless, other = names
+    (folder / "JPEGImages" / f"{missing}.jpg").unlink()
+    cut_off(folder / "JPEGImages" / f"{cut}.jpg")
+    for name, text in ((nameless, ""), (other, "cow")):
+        path = folder / "Annotations" / f"{name}.xml"
+        path.write_text(path.read_text().replace("<name>dog", f"<name>{text}", 1))
+
+
+def test_open_data_refuses_or_skips(voc_folder, tmp_path):
+    (voc_folder / "ImageSets" / "Main").mkdir(parents=True)
+    (voc_folder / "ImageSets" / "Main" / "train.txt").write_text("\n".join("abcdefghij"))
+    (voc_folder / "ImageSets" / "Main" / "val.txt").write_text("a")
+    spoil(voc_folder, "bdfh")
+    options = {"split": "train", "data_dir": tmp_path, "classes": ("cat", "dog")}
+    with pytest.raises(DataError) as error:
+        sources.open_data(str(voc_folder), **options)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 5 and lines[-1].startswith("check_data.py lists all; --skip-bad")
+    source = sources.open_data(str(voc_folder), **options, skip_bad=True)
+    assert names(source) == [f"{c}.jpg" for c in "acegij"]
+    assert source.notes[-1] == "Left out for 4 faults: 4 pictures."
+    assert source.notes[-1] in sources.describe(source)
+    for i in range(len(source)):
+        want = pictures.read_picture(voc_folder / "JPEGImages" / names(source)[i])
+        np.testing.assert_array_equal(source[i][0], want)
+
+
+def test_skipping_everything_is_an_error(voc_folder, tmp_path):
+    for path in (voc_folder / "JPEGImages").iterdir():
+        cut_off(path)
+    with pytest.raises(DataError, match=r"no picture without faults"):
+        sources.open_data(str(voc_folder), split="train", data_dir=tmp_path, skip_bad=True)
+
+
+def test_open_data_takes_a_format_and_tfds_names(tmp_path, write_set):
+    write_set(tmp_path / "set", "csv")
+    source = sources.open_data(str(tmp_path / "set"), split="val", data_dir=tmp_path, format="csv")
+    assert source.classes == ("cat", "dog")
+    folder = arrays.write_arrays({"val": source}, tmp_path / "records")
+    for name in (f"tfds:{folder}", "tfds:converted", str(folder)):
+        again = sources.open_data(name, split="val", data_dir=tmp_path / "records")
+        assert len(again) == len(source)

@@ -263,3 +263,143 @@ def test_names_a_file_that_is_no_list_of_results(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"results\.json"):
         coco.evaluate_boxes(truth_of(), path)
+
+
+# Masks and keypoints
+
+
+def runs_of(mask):
+    """COCO's uncompressed run lengths as its string, by hand: columns, off first."""
+    flat = np.asarray(mask).T.reshape(-1).astype(int)
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *ends, len(flat)]).tolist()
+    counts = [0, *counts] if flat[0] else counts
+    text = ""
+    for i, count in enumerate(counts):
+        value = count - counts[i - 2] if i > 2 else count
+        while True:
+            digit, value = value & 31, value >> 5
+            more = value != (-1 if digit & 16 else 0)
+            text += chr(48 + digit + 32 * more)
+            if not more:
+                break
+    return {"size": list(mask.shape), "counts": text}
+
+
+def stripe(height):
+    """The upper part of a 10 x 10 square in the corner, as a mask of 100 x 100."""
+    mask = np.zeros((100, 100), bool)
+    mask[:height, :10] = True
+    return mask
+
+
+SQUARE = [[0, 0, 10, 0, 10, 10, 0, 10]]
+
+
+@pytest.mark.parametrize(("height", "ap"), [(10, 1.0), (6, 0.3), (9, 0.9), (4, 0.0)])
+def test_one_mask_by_hand(height, ap):
+    """The box would be right each time; the mask's IoU is height / 10."""
+    found = [row([0, 0, 10, 10], segmentation=runs_of(stripe(height)))]
+    got = coco.evaluate_masks(truth_of([0, 0, 10, 10], segmentation=SQUARE), found)
+    assert got.metrics["AP"] == pytest.approx(ap)
+    assert list(got.metrics) == list(coco.METRICS)
+
+
+def test_masks_are_sized_by_their_area():
+    """A thin mask in a large box is small; wrong ones of other sizes do not count there."""
+    mask = np.eye(100, dtype=bool)
+    truth = truth_of([0, 0, 100, 100], segmentation=runs_of(mask), area=100)
+    found = [row([0, 0, 100, 100], segmentation=runs_of(mask))]
+    found.append(row([0, 0, 100, 100], 0.95, segmentation=runs_of(np.ones((100, 100), bool))))
+    got = coco.evaluate_masks(truth, found)
+    assert got.metrics["AP_small"] == pytest.approx(1)
+    assert math.isnan(got.metrics["AP_large"]) and got.metrics["AP"] == pytest.approx(0.5)
+
+
+def test_objects_without_masks_count_neither_way():
+    truth = truth_of([0, 0, 10, 10], segmentation=SQUARE)
+    more = truth_of([50, 50, 20, 20])["annotations"][0] | {"id": 2}
+    truth["annotations"].append(more)
+    found = [row([0, 0, 10, 10], segmentation=runs_of(stripe(10)))]
+    inside = np.zeros((100, 100), bool)
+    inside[55:60, 55:60] = True
+    found.append(row([55, 55, 5, 5], 0.95, segmentation=runs_of(inside)))
+    assert coco.evaluate_masks(truth, found).metrics["AP"] == pytest.approx(1)
+    assert "segmentation" not in more and more["iscrowd"] == 0
+
+
+SIGMAS = (0.05, 0.1)
+
+
+def pose(distance, v=2):
+    """Two keypoints, the second so many pixels away from where it is."""
+    return [10, 10, v, 40 + distance, 40, v]
+
+
+def test_oks_by_hand():
+    area = 900
+    truth = truth_of([0, 0, 30, 30], keypoints=pose(0), area=area)
+    for oks in (0.99, 0.9 + 1e-6, 0.75 + 1e-6, 0.6 + 1e-6, 0.55 - 1e-6):
+        # The mean of 1 and exp(-d^2 / (2 area (2 sigma)^2)) is the OKS.
+        distance = math.sqrt(-math.log(2 * oks - 1) * 2 * area * (2 * SIGMAS[1]) ** 2)
+        found = [row([0, 0, 1, 1], keypoints=pose(distance, 1))]
+        got = coco.evaluate_keypoints(truth, found, sigmas=SIGMAS)
+        assert got.metrics["AP"] == pytest.approx(
+            sum(oks >= t / 100 for t in range(50, 100, 5)) / 10
+        )
+    assert list(got.metrics) == list(coco.KEYPOINT_METRICS)
+    assert "AR75" in coco.as_table(got) and coco.as_json(got)["metrics"]["AP50"] == 1
+
+
+def test_unlabelled_keypoints_do_not_count():
+    truth = truth_of([0, 0, 30, 30], keypoints=[10, 10, 2, 0, 0, 0], area=900)
+    truth["annotations"].append(truth_of([50, 50, 9, 9])["annotations"][0] | {"id": 2})
+    found = [row([0, 0, 1, 1], keypoints=pose(90))]
+    got = coco.evaluate_keypoints(truth, found, sigmas=SIGMAS)
+    assert got.metrics["AP"] == got.metrics["AR"] == pytest.approx(1)
+
+
+def test_persons_have_seventeen_keypoints():
+    assert len(coco.PERSON_SIGMAS) == 17
+    truth = truth_of([0, 0, 30, 30], keypoints=pose(0))
+    with pytest.raises(ValueError, match="sigmas must be one a keypoint: got 17, and annotation 0"):
+        coco.evaluate_keypoints(truth, [], sigmas=coco.PERSON_SIGMAS)
+    with pytest.raises(ValueError, match="row 0: 3 numbers, 6 expected"):
+        coco.evaluate_keypoints(truth, [row([0, 0, 1, 1], keypoints=[1, 2, 2])], sigmas=SIGMAS)
+
+
+def test_boxes_are_looked_at_alone():
+    """Masks and keypoints in the rows or the truth do not change the numbers of boxes."""
+    truth = truth_of([0, 0, 10, 10], segmentation=SQUARE, keypoints=pose(0))
+    found = [row([0, 0, 10, 10], segmentation=runs_of(stripe(2)), keypoints=pose(50))]
+    assert coco.evaluate_boxes(truth, found).metrics["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("segmentation", SQUARE, "should be run lengths"),
+        ("segmentation", {"size": [100, 100], "counts": 3}, "should be run lengths"),
+        ("segmentation", runs_of(np.ones((50, 50), bool)), r"has size \[50, 50\], its picture"),
+        ("keypoints", [1, 2, math.nan], "should be finite numbers"),
+        ("keypoints", "text", "should be finite numbers"),
+    ],
+    ids=str,
+)
+def test_names_what_is_wrong_with_masks_and_keypoints(field, value, message):
+    truth = truth_of([0, 0, 10, 10], segmentation=SQUARE, keypoints=pose(0))
+    with pytest.raises(ValueError, match=f"row 0: {field} .*{message}"):
+        if field == "segmentation":
+            coco.evaluate_masks(truth, [row([0, 0, 1, 1], segmentation=value)])
+        else:
+            coco.evaluate_keypoints(truth, [row([0, 0, 1, 1], keypoints=value)], sigmas=SIGMAS)
+
+
+def test_reads_results_of_masks(tmp_path):
+    rows = [row([0, 0, 10, 10], segmentation=runs_of(stripe(10)))]
+    coco.write_results(tmp_path / "masks.json", rows)
+    truth = truth_of([0, 0, 10, 10], segmentation=SQUARE)
+    got = coco.evaluate_masks(truth, tmp_path / "masks.json")
+    assert got.metrics["AP"] == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"masks.json: row 0: no 'keypoints'"):
+        coco.read_results(tmp_path / "masks.json", field="keypoints")

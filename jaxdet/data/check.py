@@ -1,0 +1,130 @@
+"""All that is wrong or odd in a data set, with file and field, and what is in it."""
+
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdet.data import layouts
+from jaxdet.data.pictures import PictureFiles, read_header
+from jaxdet.data.records import DataError, Source
+from jaxdet.data.reports import Report
+from jaxdet.data.sources import find_bad_pictures
+
+TURNED = "Pictures that EXIF data want turned, taken as they are stored"
+SAME_PICTURE = "Pictures that are there twice"
+SAME_OBJECT = "Objects that are there twice, same class and same box"
+MODES = {
+    "L": "Grey pictures, read as RGB",
+    "1": "Black and white pictures, read as RGB",
+    "P": "Pictures with a palette, read as RGB",
+    "LA": "Pictures with transparency, which is left out",
+    "PA": "Pictures with transparency, which is left out",
+    "RGBA": "Pictures with transparency, which is left out",
+    "CMYK": "CMYK pictures, read as RGB",
+    "I;16": "16-bit pictures, read as 8-bit RGB",
+    "I;16B": "16-bit pictures, read as 8-bit RGB",
+}
+OTHER_MODE = "Pictures of other kinds, read as 8-bit RGB"
+# COCO's: sides of the square with the area, pixels.
+SIZES = {"small": (0.0, 32.0), "medium": (32.0, 96.0), "large": (96.0, np.inf)}
+
+
+class Checked(NamedTuple):
+    """What was found in a part of a data set."""
+
+    source: Source | None  # What can be read, pictures with faults left out; None if nothing can.
+    report: Report
+
+
+def check_data(
+    path: pathlib.Path,
+    *,
+    format: str | None = None,
+    images: pathlib.Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Checked]:
+    """Reads every annotation and opens every picture of every part.
+
+    Args:
+      path: As in `sources.open_folder`.
+      format: Likewise.
+      images: Likewise.
+      progress: Called with the part, how many of its pictures were opened, and how many there are.
+
+    Returns:
+      By the parts' names, what was found; with faults of the whole set at each.
+    """
+    names = layouts.find_parts(path, layouts.Options(Report(), None, images), format=format)
+    checked: dict[str, Checked] = {}
+    seen: dict[bytes, tuple[pathlib.Path, str]] = {}
+    for part in names:
+        report, source = Report(), None
+        with report.noting():
+            options = layouts.Options(report, None, images)
+            source = layouts.find_parts(path, options, format=format)[part]()
+            if not len(source) and not report.faults:
+                raise DataError(f"{source.name}: holds no images.")
+        if source is not None:
+
+            def show(done: int, part: str = part, total: int = len(source)) -> None:
+                if progress:
+                    progress(part, done, total)
+
+            for text in find_bad_pictures(source, progress=show).values():
+                report.fault(text)
+            _remark_objects(source, report)
+            _remark_pictures(source, part, report, seen)
+        checked[part] = Checked(source, report)
+    return checked
+
+
+def count_table(source: Source) -> str:
+    """How many objects of each class and size there are, as lines of text."""
+    labels = np.concatenate([np.zeros(0, int), *(a.labels for a in source.annotations)])
+    boxes = np.concatenate([np.zeros((0, 4)), *(a.boxes for a in source.annotations)])
+    sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+    in_size = {name: (sides >= low) & (sides < high) for name, (low, high) in SIZES.items()}
+    width = max(map(len, [*source.classes, "class"]))
+    heads = ("objects", *SIZES, "pictures")
+    lines = [f"{'class':{width}}" + "".join(f"{head:>10}" for head in heads)]
+    for label, name in enumerate(source.classes, start=1):
+        own = labels == label
+        n_pictures = sum(label in a.labels for a in source.annotations)
+        counts = (own.sum(), *((own & these).sum() for these in in_size.values()), n_pictures)
+        lines.append(f"{name:{width}}" + "".join(f"{count:>10}" for count in counts))
+    return "\n".join(lines)
+
+
+def _remark_objects(source: Source, report: Report) -> None:
+    for a in source.annotations:
+        rows = np.column_stack([a.labels, np.round(a.boxes, 2)])
+        _, first, counts = np.unique(rows, axis=0, return_index=True, return_counts=True)
+        for row in first[counts > 1].tolist():
+            box = ", ".join(f"{v:g}" for v in a.boxes[row].tolist())
+            report.remark(SAME_OBJECT, f"{a.name}: {source.classes[a.labels[row] - 1]} at {box}")
+
+
+def _remark_pictures(
+    source: Source, part: str, report: Report, seen: dict[bytes, tuple[pathlib.Path, str]]
+) -> None:
+    """What their headers say, and which are the same file; `seen` is over all parts."""
+    if not isinstance(source.read, PictureFiles):
+        return
+    for path in source.read.paths:
+        try:
+            header = read_header(path)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "blake2b").digest()
+        except (OSError, DataError):  # A fault, and said already.
+            continue
+        if header.turned:
+            report.remark(TURNED, str(path))
+        if header.mode != "RGB":
+            report.remark(MODES.get(header.mode, OTHER_MODE), str(path))
+        other, other_part = seen.setdefault(digest, (path, part))
+        same = other == path and (other_part == part or "trainval" in (part, other_part))
+        if not same:
+            report.remark(SAME_PICTURE, f"{path}, and in {other_part}: {other}")
