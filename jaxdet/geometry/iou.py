@@ -190,7 +190,8 @@ def _diou(a: _Sides, b: _Sides) -> Array:
     diagonal = (x2 - x1) ** 2 + (y2 - y1) ** 2
     distance_x = (a[0] + a[2]) / 2 - (b[0] + b[2]) / 2
     distance_y = (a[1] + a[3]) / 2 - (b[1] + b[3]) / 2
-    return _iou(a, b) - _ratio(distance_x**2 + distance_y**2, diagonal)
+    # Above 1 only where corners are in the wrong order.
+    return _iou(a, b) - jnp.minimum(_ratio(distance_x**2 + distance_y**2, diagonal), 1)
 
 
 def _ciou(a: _Sides, b: _Sides) -> Array:

@@ -18,7 +18,6 @@ from jaxdet.features.conv import Conv, FirstOfSequence
 from jaxdet.geometry import anchors as anchor_ops
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders, nms
-from jaxdet.geometry import iou as iou_ops
 from jaxdet.losses import boxes as box_losses
 from jaxdet.losses import classification
 from jaxdet.structures import Proposals
@@ -229,9 +228,10 @@ def rpn_loss(
       Both terms are divided by the number of sampled anchors, as torchvision does; the paper
       divides the regression by the number of positions and weights it by 10, about the same.
     """
-    matches = matching.match(
-        iou_ops.pairwise_iou(boxes, anchors),
+    matches = matching.match_boxes(
+        boxes,
         objects,
+        anchors,
         positive_iou=options.positive_iou,
         negative_iou=options.negative_iou,
         keep_best=True,

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxdet.geometry import coders
-from jaxdet.geometry import iou as iou_ops
 from jaxdet.losses import boxes as box_losses
 from jaxdet.losses import classification
 from jaxdet.regions.heads import BoxOutputs
@@ -64,9 +63,10 @@ def sample_rois(
     """
     boxes = jnp.concatenate([boxes, truth.boxes])
     valid = jnp.concatenate([valid, objects])
-    matches = matching.match(
-        iou_ops.pairwise_iou(truth.boxes, boxes),
+    matches = matching.match_boxes(
+        truth.boxes,
         objects,
+        boxes,
         positive_iou=positive_iou,
         negative_iou=positive_iou,
         keep_best=False,

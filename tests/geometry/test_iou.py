@@ -1,3 +1,6 @@
+import itertools
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -6,6 +9,10 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxdet.geometry import iou as iou_ops
+
+# Made by tests/golden/make_boxes.py: 54 pairs of sets.
+GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden/boxes.npz")
+NAMES = ("iou", "giou", "diou", "ciou")
 
 # A line, a point at 0 as in padded rows, and corners in the wrong order (one side, both sides).
 DEGENERATE = jnp.array(
@@ -80,10 +87,20 @@ def test_degenerate_boxes_overlap_nothing(overlap, rng):
     assert all(np.isfinite(g).all() for g in grads)
 
 
-@pytest.mark.parametrize(
-    "overlap", [iou_ops.pairwise_iou, iou_ops.pairwise_intersection_over_first]
-)
-def test_gradients(overlap):
+@pytest.mark.parametrize("name", [*NAMES, "intersection_over_first"])
+def test_extreme_boxes_are_finite(name):
+    corners = [0.0, 1e-38, 1e-20, 1e-8, 1.0, 1e4, 1e9, 1e20, 3e38, np.inf, -np.inf, -1e30]
+    boxes = jnp.asarray(list(itertools.product(corners[::2], corners[1::2], repeat=2)), jnp.float32)
+    boxes = boxes[::17]
+    overlap = getattr(iou_ops, f"pairwise_{name}")
+    value, pull = jax.vjp(jax.jit(overlap), boxes, boxes)
+    assert np.isfinite(value).all() and np.abs(value).max() <= 2
+    assert all(np.isfinite(grad).all() for grad in pull(jnp.ones_like(value)))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "intersection_over_first"])
+def test_gradients(name):
+    overlap = getattr(iou_ops, f"pairwise_{name}")
     # No corner is within the finite step of another: overlaps have kinks there.
     a = jnp.array([[0.0, 0, 4, 4], [1, 2, 7, 5], [3, 0, 5, 9]])
     b = jnp.array([[2, 1, 6, 3.5], [-1, 3, 4.5, 8], [10, 10, 12, 12], [0.5, 0.5, 3.5, 3]])
@@ -93,3 +110,46 @@ def test_gradients(overlap):
 def test_rejects_other_shapes(rng):
     with pytest.raises(jaxtyping.TypeCheckError):
         iou_ops.pairwise_iou(random_boxes(rng, 3)[None], random_boxes(rng, 3))
+
+
+def test_the_family_by_hand(compiled):
+    # Side 2 at (0, 0) and at (2, 2): they touch; the box around has side 4, the centers are
+    # 2 sqrt(2) apart.
+    a, b = jnp.array([[0.0, 0, 2, 2], [0, 0, 4, 1]]), jnp.array([[2.0, 2, 4, 4], [0, 0, 1, 4]])
+    np.testing.assert_allclose(compiled(iou_ops.giou)(a, b)[0], -0.5)
+    np.testing.assert_allclose(compiled(iou_ops.diou)(a, b)[0], -0.25)
+    np.testing.assert_allclose(compiled(iou_ops.ciou)(a, b)[0], -0.25)  # Of the same shape.
+    # 4 x 1 and 1 x 4 at one corner: IoU 1 / 7, centers 1.5 sqrt(2) apart, a diagonal of 4 sqrt(2).
+    v = (2 / np.pi * (np.arctan(4) - np.arctan(0.25))) ** 2
+    want = 1 / 7 - 4.5 / 32 - v * v / (1 - 1 / 7 + v)
+    np.testing.assert_allclose(compiled(iou_ops.ciou)(a, b)[1], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_matches_torchvision(name):
+    a, b, cotangent = (jnp.asarray(GOLDEN[key]) for key in ("a", "b", "cotangent"))
+
+    def total(a, b):
+        value = jax.vmap(getattr(iou_ops, f"pairwise_{name}"))(a, b)
+        return (value * cotangent).sum(), value
+
+    (_, got), grads = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(a, b)
+    want, there = GOLDEN[name], np.isfinite(GOLDEN[name])
+    assert len(want) == 66 and there.mean() > 0.85
+    np.testing.assert_allclose(got[there], want[there], atol=1e-5)
+    assert np.isfinite(got).all() and all(np.isfinite(grad).all() for grad in grads)
+    # Compared relative to 1 / side, the size of a gradient.
+    side = jnp.minimum(*(jnp.min(x[..., 2:] - x[..., :2], axis=(1, 2)) for x in (a, b)))
+    solid = np.flatnonzero(np.arange(66) % 6 != 4)
+    assert len(solid) >= 50
+    for grad, key in zip(grads, "ab", strict=True):
+        error = np.abs(grad - GOLDEN[f"{name}_grad_{key}"]) * side[:, None, None]
+        assert error[solid].max() < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_aligned_is_the_diagonal_of_pairwise(name, rng):
+    a, b = random_boxes(rng, 6), random_boxes(rng, 6)
+    aligned, pairwise = getattr(iou_ops, name), getattr(iou_ops, f"pairwise_{name}")
+    np.testing.assert_allclose(aligned(a, b), jnp.diag(pairwise(a, b)), rtol=1e-6)
+    np.testing.assert_allclose(aligned(a[:, None], a[:, None]), 1, rtol=1e-6)

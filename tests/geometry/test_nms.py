@@ -1,4 +1,5 @@
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from jaxdet.geometry import iou as iou_ops
 from jaxdet.geometry import nms
 
 N, K = 60, 40
+# Made by tests/golden/make_boxes.py: 54 sets, nine thresholds.
+GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden/boxes.npz")
 
 
 def clustered(rng, n=N):
@@ -25,8 +28,9 @@ def greedy(boxes, scores, groups, valid, threshold, k):
     """Oracle: the published loop over one box at a time."""
     iou = np.array(iou_ops.pairwise_iou(boxes, boxes))
     kept = []
-    for i in sorted(np.flatnonzero(valid), key=lambda i: -float(scores[i])):
-        if all(groups[i] != groups[j] or iou[j, i] <= np.float32(threshold) for j in kept):
+    scores, groups = np.array(scores), np.array(groups)
+    for i in sorted(np.flatnonzero(valid), key=lambda i: -scores[i]):
+        if all(groups[i] != groups[j] or float(iou[j, i]) <= threshold for j in kept):
             kept.append(int(i))
     return kept[:k]
 
@@ -74,6 +78,75 @@ def test_groups_are_exact_far_from_the_origin():
         max_outputs=4,
     )
     assert rows(got) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("column", range(9), ids=lambda i: f"0.{i + 1}")
+def test_matches_torchvision(column):
+    """Ties of scores, and overlaps on and beside the threshold, included."""
+    boxes, scores, groups, count = (GOLDEN[k] for k in ("boxes", "scores", "groups", "count"))
+    n = boxes.shape[1]
+    valid = jnp.arange(n)[None] < jnp.asarray(count)[:, None]
+    run = functools.partial(
+        nms.batched_nms, iou_threshold=GOLDEN["thresholds"][column].item(), max_outputs=n
+    )
+    run = jax.jit(jax.vmap(run))
+    for name, kinds in (("nms", np.zeros_like(groups)), ("batched", groups)):
+        got = run(jnp.asarray(boxes), jnp.asarray(scores), jnp.int32(kinds), valid)
+        lengths = GOLDEN[f"kept_{name}_count"].astype(int)
+        want = np.split(GOLDEN[f"kept_{name}"], np.cumsum(lengths)[:-1])[column::9]
+        assert len(want) == 54
+        for case, kept in enumerate(want):
+            there = got.valid[case]
+            np.testing.assert_array_equal(got.indices[case][there], kept, err_msg=f"{case}")
+
+
+def test_many_tiles_and_blocks(rng):
+    # More rows than three tiles, more kept than one block.
+    n = nms.BLOCK + 3 * nms.TILE + 5
+    low = rng.uniform(0, 700, (n, 2))
+    boxes = np.hstack([low, low + rng.uniform(10, 30, (n, 2))]).astype(np.float32)
+    scores, groups = np.float32(rng.integers(0, 50, n)), rng.integers(0, 2, n)
+    run = functools.partial(nms.batched_nms, iou_threshold=0.2, max_outputs=n)
+    valid = rng.uniform(size=n) < 0.95
+    arrays = tuple(map(jnp.asarray, (boxes, scores, groups, valid)))
+    want = greedy(*arrays, 0.2, n)
+    assert rows(jax.jit(run)(*arrays)) == want
+    assert nms.BLOCK < len(want) < 0.95 * valid.sum()
+    few = jax.jit(functools.partial(run, max_outputs=nms.TILE + 1))
+    assert rows(few(*arrays)) == want[: nms.TILE + 1]
+
+
+def test_separated_groups_suppress_as_groups_do(rng):
+    boxes, scores = clustered(rng)
+    boxes = jnp.maximum(boxes, 0)
+    groups, valid = jnp.asarray(rng.integers(0, 4, N)), jnp.asarray(rng.uniform(size=N) < 0.9)
+    boxes = jnp.where(valid[:, None], boxes, 1e6)  # Would push the groups apart too far.
+    options = {"iou_threshold": 0.4, "max_outputs": N}
+    want = rows(nms.batched_nms(boxes, scores, groups, valid, **options))
+    moved = nms.separate_groups(boxes, groups, valid)
+    assert rows(nms.nms(moved, scores, valid, **options)) == want
+    assert rows(nms.nms(boxes, scores, valid, **options)) != want
+    assert moved[valid].max() < 4 * (boxes[valid].max() + 1)
+
+
+def test_suppress_by_any_relation():
+    # A number removes its multiples; 6 is removed by 2, 9 by 3, so 18 by neither 6 nor 9 alone.
+    numbers = jnp.array([18, 6, 2, 3, 9, 5])
+
+    def divides(rows, others):
+        return numbers[others][None] % numbers[rows][:, None] == 0
+
+    got = nms.suppress(divides, -numbers.astype(jnp.float32), jnp.ones(6, bool), max_outputs=6)
+    assert numbers[jnp.array(rows(got))].tolist() == [2, 3, 5]
+    only = jnp.array([True, True, False, False, True, True])
+    got = nms.suppress(divides, -numbers.astype(jnp.float32), only, max_outputs=6)
+    assert numbers[jnp.array(rows(got))].tolist() == [5, 6, 9]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.25, 0.3, 0.7, 0.9, 1.0])
+def test_float32_at_most(threshold):
+    got = nms.float32_at_most(threshold)
+    assert float(got) <= threshold < float(np.nextafter(got, np.float32(2)))
 
 
 def test_iou_at_the_threshold_stays():

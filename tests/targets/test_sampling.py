@@ -1,12 +1,16 @@
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet.losses import classification
 from jaxdet.targets import sampling
 
+# Made by make_targets.py: logits and labels of 55 images.
+GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "targets.npz")
 M = 40
 sample_16 = jax.jit(functools.partial(sampling.sample_balanced, size=16, positive_fraction=0.3))
 
@@ -93,6 +97,77 @@ def test_a_row_in_both_masks_is_positive():
     got = sampling.sample_balanced(jax.random.key(0), both, both, size=6, positive_fraction=0.5)
     np.testing.assert_array_equal(got.valid, got.positive)
     assert np.sum(got.valid) == 3
+
+
+def hardest_one(losses, among, count):
+    """Oracle: one row after the other."""
+    chosen = np.zeros(len(losses), bool)
+    for _ in range(min(count, among.sum())):
+        left = [i for i in range(len(losses)) if among[i] and not chosen[i]]
+        chosen[max(left, key=lambda i: (losses[i], -i))] = True
+    return chosen
+
+
+def test_hard_negatives_by_hand(compiled):
+    losses = jnp.array([9.0, 1, 5, 3, 8, 2, 3, 3])
+    positive = jnp.array([1, 0, 0, 0, 0, 0, 0, 0], bool)
+    negative = jnp.array([1, 1, 1, 1, 0, 1, 1, 1], bool)  # Row 4 is ignored, row 0 positive.
+    got = compiled(functools.partial(sampling.hard_negatives, ratio=2))(losses, positive, negative)
+    np.testing.assert_array_equal(np.flatnonzero(got), [2, 3])  # 3 is the first of equals.
+    got = compiled(sampling.hard_negatives)(losses, positive, negative)
+    np.testing.assert_array_equal(np.flatnonzero(got), [2, 3, 6])
+
+
+def test_hardest_meets_oracle(rng):
+    hardest = jax.jit(functools.partial(sampling.hardest, size=7))
+    mine = jax.jit(functools.partial(sampling.hard_negatives, ratio=1.5))
+    for _ in range(20):
+        losses = rng.integers(0, 6, M).astype(np.float32)
+        valid = rng.uniform(size=M) < rng.uniform()
+        got = hardest(jnp.asarray(losses), jnp.asarray(valid))
+        np.testing.assert_array_equal(got, hardest_one(losses, valid, 7))
+        positive, negative = masks(rng, rng.integers(0, 12), rng.integers(0, 25))
+        got = mine(jnp.asarray(losses), positive, negative)
+        want = hardest_one(losses, np.array(negative), int(1.5 * positive.sum()))
+        np.testing.assert_array_equal(got, want)
+
+
+def test_mining_meets_torchvision():
+    logits, labels = jnp.asarray(GOLDEN["logits"]), jnp.asarray(GOLDEN["labels"], jnp.int32)
+
+    def image_loss(logits, labels):
+        losses = classification.softmax_cross_entropy(logits, labels)
+        chosen = sampling.hard_negatives(losses, labels > 0, labels == 0)
+        return classification.weighted_sum(losses, (labels > 0) | chosen)[0]
+
+    got = jax.jit(jax.vmap(image_loss))(logits, labels)
+    assert len(got) >= 50 and np.any(~np.any(labels > 0, axis=1))  # Images without objects too.
+    np.testing.assert_allclose(got, GOLDEN["mined_loss"], rtol=1e-5)
+    # What is chosen is no function of the logits; what they lose is.
+    grad = jax.jit(jax.grad(image_loss))(logits[1], labels[1])
+    assert np.sum(np.any(np.array(grad) != 0, axis=1)) == 4 * np.sum(labels[1] > 0)
+
+
+def test_bad_losses_are_the_hardest():
+    losses = jnp.array([1.0, jnp.nan, jnp.inf, 7, jnp.nan])
+    valid = jnp.array([True, True, True, True, False])
+    for size, want in ((1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (9, [0, 1, 2, 3])):
+        got = sampling.hardest(losses, valid, size=size)
+        np.testing.assert_array_equal(np.flatnonzero(got), want)
+
+
+def test_mining_in_nothing():
+    none = jnp.zeros(0, bool)
+    assert sampling.hard_negatives(jnp.zeros(0), none, none).shape == (0,)
+    assert sampling.hardest(jnp.zeros(0), none, size=3).shape == (0,)
+
+
+def test_mining_rejects():
+    losses, mask = jnp.zeros(4), jnp.ones(4, bool)
+    with pytest.raises(ValueError, match=r"ratio must not be negative\. Got -1"):
+        sampling.hard_negatives(losses, mask, mask, ratio=-1)
+    with pytest.raises(ValueError, match=r"size must be positive\. Got 0"):
+        sampling.hardest(losses, mask, size=0)
 
 
 @pytest.mark.parametrize(

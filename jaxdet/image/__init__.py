@@ -1,0 +1,1 @@
+"""Images to images: sampling and warps; JAX."""
