@@ -1,22 +1,17 @@
-"""COCO's two spellings of a mask, polygons and run lengths, and the pixels of a segment.
-
-counts    Run lengths down the columns of a picture: off, on, off, ... They begin with off.
-"""
+"""COCO's two spellings of a mask, polygons and run lengths, and the pixels of a segment."""
 
 import functools
 from typing import Any
 
 import numpy as np
-from faster_coco_eval.core import mask as native
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32
 
 from jaxdet.data.fields import short
 from jaxdet.data.records import DataError, Polygons, Segment, StoredBitmap
+from jaxdet.geometry import rle
 
 _FAR = 50_000  # px
 _LONGEST = 100  # Length of an outline in terms of its picture's pixels.
-
-Counts = Int[np.ndarray, " r"]
 
 
 def parse_segmentation(value: Any, size: tuple[int, int], where: str) -> Segment | None:
@@ -34,27 +29,20 @@ def parse_segmentation(value: Any, size: tuple[int, int], where: str) -> Segment
         return None
     if isinstance(value, list):
         return Polygons(tuple(outline(r, size, f"{where}[{i}]") for i, r in enumerate(value)))
-    if not isinstance(value, dict) or value.get("size") != list(size):
-        raise DataError(
-            f"{where} must be a list of polygons, or run lengths with size {list(size)}: found "
-            f"{short(value)}. Correct it."
-        )
-    counts = _counts(value.get("counts"), size, f"{where}.counts")
-    return StoredBitmap(functools.partial(_decode, counts, size))
+    try:
+        runs = rle.compress(value)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}. Correct it.") from error
+    if runs["size"] != list(size):
+        raise DataError(f"{where}.size is {runs['size']}, the picture's {list(size)}. Correct it.")
+    return StoredBitmap(functools.partial(rle.decode, runs))
 
 
 def write_segmentation(segment: Segment, size: tuple[int, int]) -> Any:
     """The `segmentation` field for a segment: polygons as they are, run lengths of pixels."""
     if isinstance(segment, Polygons):
         return [[float(v) for v in ring.reshape(-1)] for ring in segment.rings]
-    return encode(segment_mask(segment, size))
-
-
-def encode(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """Run lengths of a mask in COCO's string spelling, fit for JSON."""
-    counts = native.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
-    text = counts.decode() if isinstance(counts, bytes) else counts
-    return {"size": [int(side) for side in mask.shape], "counts": text}
+    return rle.encode(segment_mask(segment, size))
 
 
 def segment_mask(segment: Segment, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
@@ -66,10 +54,8 @@ def segment_mask(segment: Segment, size: tuple[int, int]) -> Bool[np.ndarray, "h
     height, width = size
     if isinstance(segment, Polygons):
         # What is outside is drawn point by point too, so it must not be far.
-        rings = [np.clip(ring, -_FAR, _FAR).reshape(-1).tolist() for ring in segment.rings]
-        runs: Any = native.frPyObjects(rings, height, width)
-        runs = native.merge(runs)
-        return np.asarray(native.decode(runs)).astype(bool)
+        rings = [np.clip(ring, -_FAR, _FAR).reshape(-1) for ring in segment.rings]
+        return rle.decode(rle.union([rle.from_polygons([ring], size) for ring in rings]))
     canvas = np.zeros(size, bool)
     mask, (x, y) = segment.mask, segment.corner
     x1, y1 = max(x, 0), max(y, 0)
@@ -120,46 +106,8 @@ def outline(values: Any, size: tuple[int, int], where: str) -> Float32[np.ndarra
     if reach > _FAR:
         flat = np.clip(flat, -_FAR, _FAR)
     ring = flat.reshape(-1, 2)
-    limit = _LONGEST * (sum(size) + size[0] * size[1])  # Drawing takes memory by the length.
+    # Drawing takes memory by the length.
+    limit = min(_LONGEST * (sum(size) + size[0] * size[1]), rle.MAX_OUTLINE // 2)
     if 2 * len(flat) * reach > limit and (length := np.abs(np.diff(ring, axis=0)).sum()) > limit:
         raise DataError(f"{where} is {length:.0f} px long in a picture of {size}. Correct it.")
     return ring.astype(np.float32)
-
-
-def _counts(value: Any, size: tuple[int, int], where: str) -> Counts:
-    if isinstance(value, str):
-        numbers = _from_string(value)
-    else:
-        whole = isinstance(value, list) and all(type(v) is int for v in value)
-        numbers = value if whole else None
-    total = size[0] * size[1]
-    if numbers is None or any(not 0 <= n <= total for n in numbers) or sum(numbers) != total:
-        raise DataError(
-            f"{where} must be run lengths that sum to {size[0]} x {size[1]}: found "
-            f"{short(value)}. Correct it."
-        )
-    return np.array(numbers, np.int32)
-
-
-def _from_string(text: str) -> list[int] | None:
-    """Run lengths from COCO's string: base 32 with a sign, differences to the last but one."""
-    counts: list[int] = []
-    value = shift = 0
-    for code in text.encode():
-        digit = code - 48
-        if not 0 <= digit < 64 or shift > 40:
-            return None
-        value |= (digit & 31) << shift
-        shift += 5
-        if digit & 32:
-            continue
-        if digit & 16:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    return counts if shift == 0 else None
-
-
-def _decode(counts: Counts, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    on = np.arange(len(counts)) % 2 == 1
-    return np.repeat(on, counts).reshape(size[1], size[0]).T

@@ -21,6 +21,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from jaxtyping import Float, Int
 
+from jaxdet.geometry import rle
 from jaxdet.structures import Detections
 
 METRICS = (
@@ -335,12 +336,10 @@ def _check_box(box: Any, where: str) -> None:
 
 
 def _check_runs(runs: Any, where: str) -> None:
-    good = isinstance(runs, Mapping) and isinstance(runs.get("counts"), str)
-    if not good or not isinstance(runs.get("size"), Sequence):
-        raise ValueError(
-            f"{where}: segmentation should be run lengths, {{'size': [h, w], 'counts': '...'}}, "
-            f"got {runs!r}"
-        )
+    try:
+        rle.compress(runs)
+    except ValueError as error:
+        raise ValueError(f"{where}: segmentation: {error}") from error
 
 
 def _check_keypoints(values: Any, where: str) -> None:

@@ -3,10 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from jaxdet.data import coco_json, coco_masks
+from jaxdet.data import coco_json
 from jaxdet.data.coco_masks import segment_mask
 from jaxdet.data.records import DataError, Polygons
 from jaxdet.data.reports import Report
+from jaxdet.geometry import rle
 
 
 @pytest.fixture
@@ -123,9 +124,7 @@ def test_masks_of_every_spelling(coco):
     off, on = 5 * 40 + 6, 20  # Column 5 begins with 6 pixels that are off.
     counts = [off, on, *[20, 20] * 9, 2400 - 15 * 40 + 14]
     runs = {"size": [40, 60], "counts": counts}
-    text = coco_masks.encode(
-        segment_mask(Polygons((np.array(polygon[0]).reshape(-1, 2),)), (40, 60))
-    )
+    text = rle.encode(segment_mask(Polygons((np.array(polygon[0]).reshape(-1, 2),)), (40, 60)))
     for value in (polygon, runs, text, None, []):
         data["annotations"].append(
             row | {"id": 9 + len(data["annotations"]), "segmentation": value}

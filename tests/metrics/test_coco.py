@@ -378,8 +378,8 @@ def test_boxes_are_looked_at_alone():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("segmentation", SQUARE, "should be run lengths"),
-        ("segmentation", {"size": [100, 100], "counts": 3}, "should be run lengths"),
+        ("segmentation", SQUARE, "must have size and counts"),
+        ("segmentation", {"size": [100, 100], "counts": 3}, "counts must be whole"),
         ("segmentation", runs_of(np.ones((50, 50), bool)), r"has size \[50, 50\], its picture"),
         ("keypoints", [1, 2, math.nan], "should be finite numbers"),
         ("keypoints", "text", "should be finite numbers"),
