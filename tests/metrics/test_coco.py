@@ -388,7 +388,7 @@ def test_boxes_are_looked_at_alone():
 )
 def test_names_what_is_wrong_with_masks_and_keypoints(field, value, message):
     truth = truth_of([0, 0, 10, 10], segmentation=SQUARE, keypoints=pose(0))
-    with pytest.raises(ValueError, match=f"row 0: {field} .*{message}"):
+    with pytest.raises(ValueError, match=f"row 0: {field}:? .*{message}"):
         if field == "segmentation":
             coco.evaluate_masks(truth, [row([0, 0, 1, 1], segmentation=value)])
         else:
