@@ -16,9 +16,10 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+from jaxdet.regions import places
 
 # Boxes whose gradients are computed together: few enough for the samples of a vmapped batch to stay
 # in a CPU's cache. All at once takes gigabytes and four times as long.
@@ -95,66 +96,59 @@ def pyramid_roi_align(
     Source:
       Feature Pyramid Networks (Lin et al. 2017, arXiv:1612.03144v2), section 4.2.
     """
-    size = _check(pyramid, spatial_scales, output_size, sampling_ratio)
-    heights, widths = (np.array([level.shape[axis] for level in pyramid]) for axis in (0, 1))
-    offsets = np.concatenate([[0], np.cumsum(heights * widths)[:-1]])
-    height, width, offset = (
-        jnp.take(jnp.asarray(value, jnp.int32), levels, mode="clip")
-        for value in (heights, widths, offsets)
-    )
-    scale = jnp.take(jnp.asarray(spatial_scales, boxes.dtype), levels, mode="clip")
-
-    low, high = jnp.split(boxes * scale[:, None] - (0.5 if aligned else 0.0), 2, axis=1)
-    sides = high - low if aligned else jnp.maximum(high - low, 1.0)
-    columns, x_weights = _taps(low[:, 0], sides[:, 0], width, size[1], sampling_ratio)
-    rows, y_weights = _taps(low[:, 1], sides[:, 1], height, size[0], sampling_ratio)
-    rows = rows * width[:, None, None] + offset[:, None, None]
+    size = places.bins_of(output_size)
+    where = places.locate(pyramid, boxes, levels, spatial_scales=spatial_scales, aligned=aligned)
     buffer = jnp.concatenate([level.reshape(-1, level.shape[-1]) for level in pyramid])
-    return _weighted_sum(buffer, rows, columns, y_weights, x_weights)
+    return weighted_sum(buffer, *taps(where, size, sampling_ratio=sampling_ratio))
 
 
-def _check(pyramid, spatial_scales, output_size, sampling_ratio) -> tuple[int, int]:
-    """Refuses arguments that make no sense; returns (rows, columns) of the output."""
-    size = (output_size, output_size) if isinstance(output_size, int) else output_size
-    if min(size) < 1:
-        raise ValueError(f"output_size must be at least 1. Got {output_size}")
+def taps(
+    where: places.Places, size: tuple[int, int], *, sampling_ratio: int
+) -> tuple[Int[Array, "n p t"], Int[Array, "n q u"], Float[Array, "n p t"], Float[Array, "n q u"]]:
+    """Returns the arguments of `weighted_sum` after the first: what each bin reads.
+
+    Weights of a bin sum to 1 along each axis, but for samples outside the map.
+    """
     if sampling_ratio < 1:
         raise ValueError(f"sampling_ratio must be at least 1. Got {sampling_ratio}")
-    if not pyramid or len(pyramid) != len(spatial_scales):
-        raise ValueError(f"{len(pyramid)} levels need as many scales. Got {spatial_scales}")
-    if min(spatial_scales) <= 0:
-        raise ValueError(f"spatial_scale must be positive. Got {spatial_scales}")
-    return size
+    rows, y_weights = _taps(where, 0, size[0], sampling_ratio)
+    columns, x_weights = _taps(where, 1, size[1], sampling_ratio)
+    rows = rows * where.limits[:, 1, None, None] + where.offsets[:, None, None]
+    return rows, columns, y_weights, x_weights
 
 
-@functools.partial(jax.jit, static_argnames=("n_bins", "n_samples"))
+@functools.partial(jax.jit, static_argnames=("axis", "n_bins", "n_samples"))
 def _taps(
-    start: Float[Array, " n"],
-    side: Float[Array, " n"],
-    limit: Int[Array, " n"],
-    n_bins: int,
-    n_samples: int,
+    where: places.Places, axis: int, n_bins: int, n_samples: int
 ) -> tuple[Int[Array, "n p t"], Float[Array, "n p t"]]:
-    """Returns the cells that each bin of an axis reads, and their weights (sum 1 inside)."""
+    """Returns the cells that each bin of an axis reads, and their weights."""
+    start, side, limit = (x[:, axis, None, None] for x in where[:3])
     bins = jnp.arange(n_bins, dtype=start.dtype)[None, :, None]
     samples = jnp.arange(n_samples, dtype=start.dtype)[None, None, :] + 0.5
-    start, bin_side, limit = (x[:, None, None] for x in (start, side / n_bins, limit))
-    position = start + bins * bin_side + samples * bin_side / n_samples
-    inside = (position >= -1) & (position <= limit)
-    position = jnp.clip(jnp.where(inside, position, 0), 0, (limit - 1).astype(start.dtype))
-    low = jnp.floor(position)
-    fraction = position - low
-    weights = jnp.stack([1 - fraction, fraction], axis=-1) / n_samples
-    weights = jnp.where(inside[..., None], weights, 0)
-    low = low.astype(jnp.int32)
+    bin_side = places.divide(side, n_bins)
+    position = start + places.rounded(bins * bin_side)
+    position = position + places.divide(samples * bin_side, n_samples)
+    low, weights = neighbours(position, limit)
     cells = jnp.stack([low, jnp.minimum(low + 1, limit - 1)], axis=-1)
     shape = (*low.shape[:2], 2 * n_samples)
-    return cells.reshape(shape), weights.reshape(shape)
+    return cells.reshape(shape), (weights / n_samples).reshape(shape)
+
+
+def neighbours(
+    position: Float[Array, "*b"], limit: Int[Array, "*#b"]
+) -> tuple[Int[Array, "*b"], Float[Array, "*b 2"]]:
+    """Returns the cell at or below a position, and the weights of it and the next; 0 outside."""
+    inside = (position >= -1) & (position <= limit)
+    position = jnp.clip(jnp.where(inside, position, 0), 0, (limit - 1).astype(position.dtype))
+    low = jnp.floor(position)
+    fraction = position - low
+    weights = jnp.where(inside[..., None], jnp.stack([1 - fraction, fraction], axis=-1), 0)
+    return low.astype(jnp.int32), weights
 
 
 @jax.custom_vjp
 @jax.jit
-def _weighted_sum(
+def weighted_sum(
     buffer: Float[Array, "r c"],
     rows: Int[Array, "n p t"],
     columns: Int[Array, "n q u"],
@@ -175,7 +169,7 @@ def _cells(rows: Int[Array, "k p t"], columns: Int[Array, "k q u"]) -> Int[Array
 
 
 def _forward(*args):
-    return _weighted_sum(*args), args
+    return weighted_sum(*args), args
 
 
 def _backward(residuals, cotangent):
@@ -228,4 +222,4 @@ def _chunks(*arrays):
     return tuple(cut(array) for array in arrays)
 
 
-_weighted_sum.defvjp(_forward, _backward)
+weighted_sum.defvjp(_forward, _backward)

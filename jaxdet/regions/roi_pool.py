@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-# Corners beyond this many cells are cut, so that integer products stay within 32 bits.
+from jaxdet.regions import places
+
+# Corners beyond this many cells are cut, so that they are integers of 32 bits and of float32.
 FAR = 1 << 20
 
 
@@ -41,31 +43,40 @@ def roi_pool(
 
     Departures:
       Rounding is that of the published code and torchvision: half away from zero, both corner
-      cells included, bins overlap. Bins are cut in whole numbers here, in float32 there, where a
-      few sides (57 cells in 7 bins) make a bin one cell too long.
+      cells included, bins overlap; edges of bins are computed in float32, which makes a bin of a
+      few sides (57 cells in 7 bins) one cell too long.
     """
-    size = (output_size, output_size) if isinstance(output_size, int) else output_size
-    if min(size) < 1:
-        raise ValueError(f"output_size must be at least 1. Got {output_size}")
+    size = places.bins_of(output_size)
+    corners = round_corners(boxes, spatial_scale=spatial_scale)
+    low, side = corners[:, :2], corners[:, 2:] - corners[:, :2] + 1
+    rows = _bins(low[:, 1], side[:, 1], size[0], features.shape[0])
+    columns = _bins(low[:, 0], side[:, 0], size[1], features.shape[1])
+    return _maxima(features, rows, columns)
+
+
+def round_corners(boxes: Float[Array, "n 4"], *, spatial_scale: float) -> Float[Array, "n 4"]:
+    """Returns corners in cells, rounded to whole ones, halves away from zero."""
     if spatial_scale <= 0:
         raise ValueError(f"spatial_scale must be positive. Got {spatial_scale}")
-    corners = lax.round(boxes * spatial_scale, lax.RoundingMethod.AWAY_FROM_ZERO)
-    corners = jnp.clip(corners, -FAR, FAR).astype(jnp.int32)
-    rows = _bins(corners[:, 1], corners[:, 3], size[0], features.shape[0])
-    columns = _bins(corners[:, 0], corners[:, 2], size[1], features.shape[1])
-    return _maxima(features, rows, columns)
+    corners = lax.round(places.rounded(boxes * spatial_scale), lax.RoundingMethod.AWAY_FROM_ZERO)
+    return jnp.clip(corners, -FAR, FAR)
+
+
+def bin_edges(
+    low: Float[Array, ""], side: Float[Array, ""], n_bins: int, limit: int | Int[Array, ""]
+) -> Int[Array, "p 2"]:
+    """Returns first and stop of each bin's cells, for a box on an axis, cut to 0 .. limit."""
+    bin_side = places.divide(jnp.maximum(side, 1), n_bins)
+    bins = jnp.arange(n_bins, dtype=low.dtype)
+    edges = jnp.stack([jnp.floor(bins * bin_side), jnp.ceil((bins + 1) * bin_side)], axis=-1)
+    return jnp.clip(edges + low, 0, limit).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("n_bins", "limit"))
 def _bins(
-    low: Int[Array, " n"], high: Int[Array, " n"], n_bins: int, limit: int
+    low: Float[Array, " n"], side: Float[Array, " n"], n_bins: int, limit: int
 ) -> Int[Array, "n p 2"]:
-    """Returns first and stop of each bin's cells on one axis."""
-    side = jnp.maximum(high - low + 1, 1)[:, None]
-    bins = jnp.arange(n_bins)[None]
-    first = bins * side // n_bins
-    stop = -(-(bins + 1) * side // n_bins)  # Rounded up.
-    return jnp.clip(jnp.stack([first, stop], axis=-1) + low[:, None, None], 0, limit)
+    return jax.vmap(lambda low, side: bin_edges(low, side, n_bins, limit))(low, side)
 
 
 @jax.custom_vjp

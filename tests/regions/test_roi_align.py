@@ -1,44 +1,16 @@
 import functools
-import itertools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+import roi_cases
 from jax.test_util import check_grads
 
 from jaxdet.regions.roi_align import CHUNK, pyramid_roi_align, roi_align
 
-# Made by tests/golden/make_regions.py.
-GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden/regions.npz")
 SCALES = (1 / 2, 1 / 4, 1 / 8)
-
-
-def bilinear(features, y, x):
-    """Oracle: one sample, float64, straight from the definition."""
-    height, width = features.shape[:2]
-    if not (-1 <= y <= height and -1 <= x <= width):
-        return np.zeros(features.shape[2])
-    y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
-    total = np.zeros(features.shape[2])
-    for row, column in itertools.product(range(height), range(width)):
-        weight = max(0, 1 - abs(y - row)) * max(0, 1 - abs(x - column))
-        total = total + weight * features[row, column]
-    return total
-
-
-def align_one(features, box, size, ratio, aligned=False):
-    """Oracle: one box, bin by bin and sample by sample."""
-    x1, y1, x2, y2 = np.array(box, np.float64) - (0.5 if aligned else 0)
-    w, h = (x2 - x1, y2 - y1) if aligned else (max(x2 - x1, 1), max(y2 - y1, 1))
-    out = np.zeros((*size, features.shape[2]))
-    for p, q, i, j in itertools.product(range(size[0]), range(size[1]), *[range(ratio)] * 2):
-        y = y1 + h / size[0] * (p + (i + 0.5) / ratio)
-        x = x1 + w / size[1] * (q + (j + 0.5) / ratio)
-        out[p, q] += bilinear(features, y, x) / ratio**2
-    return out
 
 
 def random_inputs(rng, n, height=6, width=8, n_channels=2):
@@ -81,25 +53,14 @@ def test_options_by_hand():
 def test_matches_oracle(rng, aligned):
     features, boxes = random_inputs(rng, 7)
     align = functools.partial(roi_align, output_size=(2, 3), sampling_ratio=3, aligned=aligned)
-    want = [align_one(np.array(features), box, (2, 3), 3, aligned) for box in np.array(boxes)]
-    np.testing.assert_allclose(jax.jit(align)(features, boxes), want, rtol=1e-4, atol=1e-5)
+    oracle = functools.partial(roi_cases.align_one, size=(2, 3), counts=(3, 3), aligned=aligned)
+    want = [oracle(np.array(features), box) for box in np.array(boxes)]
+    np.testing.assert_allclose(jax.jit(align)(features, boxes), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shift", ["plain", "aligned"])
-@pytest.mark.parametrize("ratio", [1, 2, 3])
-def test_matches_torchvision(ratio, shift):
-    align = functools.partial(
-        roi_align,
-        boxes=jnp.asarray(GOLDEN["boxes"]),
-        output_size=(2, 4),
-        spatial_scale=float(GOLDEN["scale"]),
-        sampling_ratio=ratio,
-        aligned=shift == "aligned",
-    )
-    got, pull = jax.vjp(jax.jit(align), jnp.asarray(GOLDEN["features"]))
-    np.testing.assert_allclose(got, GOLDEN[f"align_{ratio}_{shift}"], rtol=1e-4, atol=3e-5)
-    (grad,) = pull(jnp.asarray(GOLDEN["cotangent"]))
-    np.testing.assert_allclose(grad, GOLDEN[f"align_{ratio}_{shift}_grad"], rtol=1e-4, atol=5e-5)
+@pytest.mark.parametrize("cases", roi_cases.groups("align"))
+def test_matches_torchvision(cases):
+    roi_cases.compare(roi_align, cases, atol=3e-6)
 
 
 def test_linear_in_features(rng):
@@ -129,14 +90,9 @@ def test_gradients(rng, aligned):
     # Boxes: finite differences of the oracle, in float64 where the step can be small.
     weights = rng.normal(size=(len(boxes), 2, 2, 2))
     got = jax.grad(lambda b: (align(features, b) * jnp.asarray(weights, jnp.float32)).sum())(boxes)
-    maps, want = np.array(features, np.float64), np.zeros(boxes.shape)
-    for n, k in np.ndindex(*boxes.shape):
-        ends = []
-        for step in (1e-5, -1e-5):
-            box = np.array(boxes[n], np.float64)
-            box[k] += step
-            ends.append((align_one(maps, box, (2, 2), 2, aligned) * weights[n]).sum())
-        want[n, k] = (ends[0] - ends[1]) / 2e-5
+    maps = np.array(features, np.float64)
+    oracle = functools.partial(roi_cases.align_one, size=(2, 2), counts=(2, 2), aligned=aligned)
+    want = roi_cases.slopes(lambda n, box: (oracle(maps, box) * weights[n]).sum(), boxes)
     assert np.abs(want).max() > 0.1
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
 
