@@ -15,6 +15,7 @@ import numpy as np
 from jaxdet.data import augment as augmentations
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Annotation, Source
+from jaxdet.data.resize import ShortSide, bilinear
 from jaxdet.structures import Batch, Images, Instances
 
 Size = tuple[int, int]
@@ -84,7 +85,7 @@ def train_pipeline(
 def eval_pipeline(
     source: Source,
     *,
-    canvases: Sequence[Size],
+    canvases: Sequence[Size] | ShortSide,
     batch_size: int,
     max_objects: int | None = None,
     process_index: int = 0,
@@ -94,7 +95,8 @@ def eval_pipeline(
 
     Args:
       source: Annotated pictures.
-      canvases: As in `train_pipeline`.
+      canvases: As in `train_pipeline`; or a rule that gives each image a size and a canvas of its
+        own. Pixels are then float32, see `resize.bilinear`.
       batch_size: Images of the global batch, over all processes.
       max_objects: Rows for objects; the data set's largest count if None.
       process_index: Which slice of the global batch to read.
@@ -105,6 +107,7 @@ def eval_pipeline(
     """
     _check_batch(source, batch_size, process_index, process_count)
     rows = max_object_count(source) if max_objects is None else max_objects
+    rule = canvases if isinstance(canvases, ShortSide) else None
     batches = [
         (canvas, indices[start : start + batch_size])
         for canvas, indices in group_by_canvas(source, canvases).items()
@@ -115,7 +118,7 @@ def eval_pipeline(
     def read(batch: tuple[Size, Sequence[int]]) -> Batch:
         canvas, indices = batch
         filled = [*indices, *[-1] * (batch_size - len(indices))]
-        examples = [_plain_example(filled[p], source, canvas, rows) for p in positions]
+        examples = [_plain_example(filled[p], source, canvas, rows, rule) for p in positions]
         return _stack(examples, positions=positions)
 
     return grain.MapDataset.source(batches).map(read)
@@ -161,8 +164,13 @@ def count_cut(source: Source, max_objects: int) -> int:
     return sum(max(0, len(a.labels) - max_objects) for a in source.annotations)
 
 
-def group_by_canvas(source: Source, canvases: Sequence[Size]) -> dict[Size, list[int]]:
+def group_by_canvas(source: Source, canvases: Sequence[Size] | ShortSide) -> dict[Size, list[int]]:
     """Indices of the images of each canvas, in order; canvases without images are left out."""
+    if isinstance(canvases, ShortSide):
+        found: dict[Size, list[int]] = {}
+        for index, annotation in enumerate(source.annotations):
+            found.setdefault(canvases.canvas(annotation.size), []).append(index)
+        return found
     if not canvases:
         raise ValueError("at least one canvas is needed: got none")
     groups: dict[Size, list[int]] = {(height, width): [] for height, width in canvases}
@@ -223,16 +231,26 @@ def _training_example(
     return pixels, annotation.size, _padded(annotation, rows), index
 
 
-def _plain_example(index: int, source: Source, canvas: Size, rows: int) -> _Example:
+def _plain_example(
+    index: int, source: Source, canvas: Size, rows: int, rule: ShortSide | None
+) -> _Example:
+    dtype = np.uint8 if rule is None else np.float32
     if index < 0:
         nothing = np.zeros(0, bool)
         no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
         empty = Annotation(-1, "", (0, 0), no_boxes, no_labels, nothing, nothing)
-        return np.zeros((*canvas, 3), np.uint8), (0, 0), _padded(empty, rows), -1
+        return np.zeros((*canvas, 3), dtype), (0, 0), _padded(empty, rows), -1
     image, annotation = source[index]
-    placed = augmentations.fit_to_canvas(image, annotation.boxes, canvas)
-    annotation = annotation._replace(boxes=placed.boxes)
-    return placed.pixels, placed.size, _padded(annotation, rows), index
+    if rule is None:
+        pixels, size, boxes = augmentations.fit_to_canvas(image, annotation.boxes, canvas)
+    else:
+        size = rule.size(annotation.size)
+        pixels = np.zeros((*canvas, 3), dtype)
+        pixels[: size[0], : size[1]] = bilinear(image, size)
+        scale = np.array(size, np.float32) / np.array(annotation.size, np.float32)
+        boxes = annotation.boxes * np.tile(scale[::-1], 2)[None]
+    annotation = annotation._replace(boxes=boxes)
+    return pixels, size, _padded(annotation, rows), index
 
 
 def _padded(annotation: Annotation, rows: int) -> Instances:
