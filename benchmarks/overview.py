@@ -25,7 +25,7 @@ from jaxdet.geometry import iou as iou_ops
 from jaxdet.geometry import nms
 from jaxdet.regions import roi_align, roi_pool
 from jaxdet.structures import Batch, Images, Instances
-from jaxdet.systems import faster_rcnn
+from jaxdet.systems import architectures, faster_rcnn
 from jaxdet.targets import matching
 from jaxdet.training import state, steps
 
@@ -105,7 +105,7 @@ def random_batch(rng: np.random.Generator, size: int, height: int, width: int) -
 
 def system_cases(rng: np.random.Generator) -> dict[str, Case]:
     """`detect` and the training step: ResNet-50-FPN on 480 x 640."""
-    model = faster_rcnn.build(90)
+    model = architectures.build(90)
     batch = jax.tree.map(jnp.asarray, random_batch(rng, 1, 480, 640))
     variables = jax.jit(model.init)(jax.random.key(0), batch.images)
     tx = optax.sgd(0.01, momentum=0.9)

@@ -1,7 +1,9 @@
 """COCO numbers of a checkpoint on annotated pictures, or of a results file that any tool wrote.
 
+Expected  fasterrcnn_resnet50_fpn on val2017, as published: AP 0.370 (not run here: no network).
 Run       python experiments/evaluate.py --data PATH --checkpoint runs/x
           python experiments/evaluate.py --data PATH --results detections.json
+          python experiments/evaluate.py --data COCO --split val --weights fasterrcnn_resnet50_fpn
 Writes    OUT/detections.json, OUT/results.json, OUT/precision_recall.png, OUT/pictures.png
 """
 
@@ -16,9 +18,11 @@ import tyro
 
 from jaxdet import predictor
 from jaxdet.data import sources
+from jaxdet.data.resize import ShortSide
 from jaxdet.metrics import coco
 from jaxdet.training import logging, recipes
 from jaxdet.viz import draw, figures
+from jaxdet.weights import detectors, download
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,16 @@ class Config:
     """Leave out pictures with faults in them or their annotations, in place of stopping."""
     checkpoint: pathlib.Path | None = None
     """A run (its best checkpoint), or a checkpoint's own folder."""
+    weights: str = ""
+    """A published name, or a file (.pth, .safetensors), in place of a checkpoint."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of weights that do not know them."""
+    min_size: int | None = None
+    """Weights only: shorter side that pictures are given, pixels; torchvision's if None."""
+    max_size: int = 1333
+    """With `min_size`: the longer side's limit, pixels."""
+    norm_epsilon: float | None = None
+    """Weights only: of batch norms; see `weights.detectors.load`."""
     results: pathlib.Path | None = None
     """A COCO results file, in place of a checkpoint."""
     split: str = "test"
@@ -53,11 +67,21 @@ class Config:
 
 def main(config: Config) -> coco.Evaluation:
     """Evaluates, writes; returns the numbers."""
-    if (config.checkpoint is None) == (config.results is None):
-        raise ValueError("Give either --checkpoint or --results.")
+    given = [config.checkpoint is not None, config.results is not None, bool(config.weights)]
+    if sum(given) != 1:
+        raise ValueError("Give either --checkpoint, --weights or --results.")
     finder = variables = None
     if config.checkpoint is not None:
         finder, variables = predictor.load(config.checkpoint)
+    elif config.weights:
+        detector = detectors.load(
+            config.weights,
+            norm_epsilon=config.norm_epsilon,
+            canvases=ShortSide(config.min_size, config.max_size) if config.min_size else None,
+            classes=config.classes or None,
+            progress=download.show_progress,
+        )
+        finder, variables = predictor.from_detector(detector)
     source = sources.open_data(
         config.data,
         split=config.split,
@@ -66,7 +90,7 @@ def main(config: Config) -> coco.Evaluation:
         images=config.images,
         format=config.format,
         skip_bad=config.skip_bad,
-        classes=finder.classes if finder else None,
+        classes=finder.classes if finder and not config.weights else None,
     )
     print(sources.describe(source), flush=True)
 

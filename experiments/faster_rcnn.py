@@ -5,6 +5,7 @@ Expected  shapes: AP 0.54, AP50 0.75 on the test split, 7 minutes on two CPU cor
           shapes_long: AP 0.77, AP50 0.94, an hour; folder on BCCD: AP50 0.90 at step 400, 6 min.
 Run       python experiments/faster_rcnn.py
           python experiments/faster_rcnn.py folder --data PATH
+          python experiments/faster_rcnn.py folder --data PATH --weights fasterrcnn_resnet50_fpn
 Check     python experiments/faster_rcnn.py smoke
 Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/, pictures/,
           detections.json (a COCO results file), precision_recall.png, curves.png, results.json
@@ -30,10 +31,13 @@ from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Source
 from jaxdet.metrics import coco
 from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
-from jaxdet.systems import faster_rcnn
-from jaxdet.systems.faster_rcnn import Architecture, DetectOptions, LossOptions
+from jaxdet.systems import architectures, faster_rcnn
+from jaxdet.systems.architectures import Architecture
+from jaxdet.systems.faster_rcnn import DetectOptions, LossOptions
 from jaxdet.training import checkpoints, logging, loop, parallel, recipes, schedules, state, steps
 from jaxdet.viz import draw, figures
+from jaxdet.weights import detectors, download
+from jaxdet.weights.description import Description, to_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,11 @@ class Config:
     data_weights: tuple[float, ...] = ()
     """Shares of `data` and of each of `more_data` in an epoch; by their sizes if none are given."""
     architecture: Architecture = Architecture()
+    """That of `weights`, where they are given."""
+    weights: str = ""
+    """What to begin from, with a new head: a published name, or a file (.pth, .safetensors)."""
+    fine_tune_rate: float = 1e-4
+    """In place of `learning_rate` where `weights` are given."""
     loss: LossOptions = LossOptions()
     detect: DetectOptions = DetectOptions()
     batch_size: int = 16
@@ -286,13 +295,21 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         schedule,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
-        trainable=functools.partial(faster_rcnn.is_trainable, architecture=config.architecture),
+        trainable=functools.partial(architectures.is_trainable, architecture=config.architecture),
     )
 
 
 def main(config: Config) -> dict[str, float]:
     """Trains, evaluates, writes; returns the metrics of the test split."""
     begun = time.perf_counter()
+    pretrained = None
+    if config.weights:
+        pretrained = detectors.load(config.weights, progress=download.show_progress)
+        config = dataclasses.replace(
+            config,
+            architecture=pretrained.description.architecture,
+            learning_rate=config.fine_tune_rate,
+        )
     config.out.mkdir(parents=True, exist_ok=True)
 
     # Data.
@@ -318,12 +335,14 @@ def main(config: Config) -> dict[str, float]:
 
     # Model, optimizer, state.
     dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
-    model = faster_rcnn.build(
+    model = architectures.build(
         len(train.classes), config.architecture, axis_name=parallel.AXIS, dtype=dtype
     )
     variables = state.initial_variables(
         jax.random.key(config.seed), model, canvas=config.canvases[0]
     )
+    if pretrained is not None:
+        variables = detectors.with_new_head(pretrained.variables, variables)
     n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(
         f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform}"
@@ -347,13 +366,10 @@ def main(config: Config) -> dict[str, float]:
     eval_step = parallel.parallel_eval_step(
         functools.partial(steps.eval_step, loss_fn=loss, axis_name=parallel.AXIS)
     )
-    finder = predictor.faster_rcnn_predictor(
-        config.architecture,
-        classes=train.classes,
-        category_ids=train.category_ids,
-        canvases=config.canvases,
-        options=config.detect,
+    description = Description(
+        config.architecture, train.classes, train.category_ids, config.canvases, config.detect
     )
+    finder = predictor.faster_rcnn_predictor(description)
     log = logging.MetricsLog(config.out)
     begun -= log.seconds()  # What earlier starts took counts too.
     val_batches = pipeline.eval_pipeline(
@@ -374,15 +390,7 @@ def main(config: Config) -> dict[str, float]:
         )
         return losses | metrics
 
-    metadata = {
-        "system": "faster_rcnn",
-        "architecture": dataclasses.asdict(config.architecture),
-        "detect": config.detect._asdict(),
-        "canvases": config.canvases,
-        "classes": list(train.classes),
-        "category_ids": train.category_ids,
-        "config": recipes.as_json(config),
-    }
+    metadata = to_metadata(description) | {"config": recipes.as_json(config)}
     saved = checkpoints.Checkpoints(config.out / "checkpoints", metadata=metadata)
     if saved.last_step() is not None:
         begun_with = saved.last_metadata()

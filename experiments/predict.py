@@ -1,6 +1,8 @@
 """Finds objects in pictures with a trained detector: drawn PNGs and a COCO results file.
 
-Run       python experiments/predict.py --checkpoint runs/shapes --pictures a.jpg folder/
+Run       python experiments/predict.py --checkpoint runs/shapes a.jpg folder/
+          python experiments/predict.py --weights fasterrcnn_resnet50_fpn a.jpg
+          python experiments/predict.py --weights FILE.pth a.jpg
 Writes    OUT/*.png, one a picture, boxes with class names and scores;
           OUT/detections.json, a COCO results file, and OUT/pictures.json, its images and categories
 """
@@ -18,16 +20,23 @@ from jaxdet.data import sources
 from jaxdet.metrics import coco
 from jaxdet.training import recipes
 from jaxdet.viz import draw
+from jaxdet.weights import detectors, download
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to look at, and with what."""
 
-    checkpoint: pathlib.Path
-    """A run (its best checkpoint), or a checkpoint's own folder."""
-    pictures: tuple[pathlib.Path, ...]
+    pictures: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """Picture files, or folders of them (with their sub folders)."""
+    checkpoint: pathlib.Path | None = None
+    """A run (its best checkpoint), or a checkpoint's own folder."""
+    weights: str = ""
+    """A published name, or a file (.pth, .safetensors), in place of a checkpoint."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of weights that do not know them."""
+    norm_epsilon: float | None = None
+    """Weights only: of batch norms; see `weights.detectors.load`."""
     out: pathlib.Path = pathlib.Path("predictions")
     """Where to write."""
     score_threshold: float = 0.5
@@ -38,7 +47,18 @@ class Config:
 
 def main(config: Config) -> list[dict]:
     """Detects, draws, writes; returns the rows of the results file."""
-    finder, variables = predictor.load(config.checkpoint)
+    if (config.checkpoint is None) != bool(config.weights):
+        raise ValueError("Give either --checkpoint or --weights.")
+    if config.checkpoint is not None:
+        finder, variables = predictor.load(config.checkpoint)
+    else:
+        detector = detectors.load(
+            config.weights,
+            norm_epsilon=config.norm_epsilon,
+            classes=config.classes or None,
+            progress=download.show_progress,
+        )
+        finder, variables = predictor.from_detector(detector)
     source = predictor.picture_source(config.pictures)
     with tqdm.tqdm(total=len(source), desc="detecting", unit="picture") as bar:
         rows = predictor.detect_source(

@@ -17,14 +17,17 @@ from jaxtyping import UInt8
 
 from jaxdet.data import pictures, pipeline
 from jaxdet.data.records import Annotation, Source
+from jaxdet.data.resize import ShortSide
 from jaxdet.metrics import coco
-from jaxdet.proposals import rpn
 from jaxdet.structures import Detections, Images
-from jaxdet.systems import faster_rcnn
-from jaxdet.training import checkpoints, parallel
+from jaxdet.systems import architectures, faster_rcnn
+from jaxdet.training import parallel
 from jaxdet.viz import draw
+from jaxdet.weights import detectors
+from jaxdet.weights.description import Description
 
 Rows = list[dict[str, Any]]
+UNKNOWN = -1  # Stands for the number of a class that a data set does not have.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +40,23 @@ class Predictor:
     """Name of label 1, 2, ..."""
     category_ids: tuple[int, ...]
     """Number of label 1, 2, ... in results files."""
-    canvases: tuple[tuple[int, int], ...]
-    """(height, width) of the arrays that pictures are resized onto."""
+    canvases: tuple[tuple[int, int], ...] | ShortSide
+    """(height, width) of the arrays that pictures are resized onto, or the rule for both sizes."""
 
 
-def faster_rcnn_predictor(
-    architecture: faster_rcnn.Architecture,
-    *,
-    classes: Sequence[str],
-    category_ids: Sequence[int],
-    canvases: Sequence[tuple[int, int]],
-    options: faster_rcnn.DetectOptions,
-) -> Predictor:
-    """Compiles Faster R-CNN's `detect`; arguments as in `Predictor` and `faster_rcnn.detect`."""
-    model = faster_rcnn.build(len(classes), architecture)
-    detect = functools.partial(faster_rcnn.detect, model, options=options)
+def faster_rcnn_predictor(description: Description) -> Predictor:
+    """Compiles Faster R-CNN's `detect`.
+
+    Args:
+      description: Of the detector.
+    """
+    model = architectures.build(len(description.classes), description.architecture)
+    detect = functools.partial(faster_rcnn.detect, model, options=description.detect)
     return Predictor(
-        parallel.parallel_map(detect), tuple(classes), tuple(category_ids), tuple(canvases)
+        parallel.parallel_map(detect),
+        description.classes,
+        description.category_ids,
+        description.canvases,
     )
 
 
@@ -72,34 +75,27 @@ def load(
     Raises:
       ValueError: Where there is no checkpoint, or one of another kind.
     """
-    variables, metadata = checkpoints.load_variables(path)
-    if metadata.get("system") != "faster_rcnn":
-        raise ValueError(
-            f"{path}: the checkpoint is of system {metadata.get('system')!r}; "
-            "this predictor knows 'faster_rcnn'."
-        )
-    detect = metadata["detect"]
-    # JSON makes a list of the inner record.
-    options = faster_rcnn.DetectOptions(
-        **detect | {"proposals": rpn.ProposalOptions(*detect["proposals"])}
-    )
+    detector = detectors.load_checkpoint(path)
+    return from_detector(detector, score_threshold=score_threshold)
+
+
+def from_detector(
+    detector: detectors.Detector, *, score_threshold: float | None = None
+) -> tuple[Predictor, Any]:
+    """Compiles a detector, such as one of published weights.
+
+    Args:
+      detector: From `weights.detectors.load`.
+      score_threshold: Less likely detections are left out; as the detector has it if None.
+
+    Returns:
+      The predictor and its variables.
+    """
+    description, variables = detector
     if score_threshold is not None:
-        options = options._replace(score_threshold=score_threshold)
-    predictor = faster_rcnn_predictor(
-        faster_rcnn.Architecture(**_tuples(metadata["architecture"])),
-        classes=metadata["classes"],
-        category_ids=metadata["category_ids"],
-        canvases=_tuples(metadata["canvases"]),
-        options=options,
-    )
-    return predictor, variables
-
-
-def _tuples(value: Any) -> Any:
-    """What JSON made lists of."""
-    if isinstance(value, list):
-        return tuple(_tuples(v) for v in value)
-    return {k: _tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
+        detect = description.detect._replace(score_threshold=score_threshold)
+        description = description._replace(detect=detect)
+    return faster_rcnn_predictor(description), variables
 
 
 def detect_source(
@@ -116,18 +112,15 @@ def detect_source(
       predictor: From `load`.
       variables: Of the model.
       source: Pictures; of the annotations, sizes and ids are looked at. Its category ids are
-        taken where it has classes, which must then be the predictor's.
+        taken where it has classes, all of which the predictor must know; what it finds of other
+        classes is left out.
       batch_size: Pictures at once, rounded up to a multiple of the devices.
       progress: Called with the number of pictures done so far.
 
     Returns:
       Rows of a COCO results file, boxes in pixels of the pictures.
     """
-    if source.classes and source.classes != predictor.classes:
-        raise ValueError(
-            f"{source.name} has the classes {', '.join(source.classes)}; the checkpoint knows "
-            f"{', '.join(predictor.classes)}."
-        )
+    category_ids = _category_ids(predictor, source)
     n_devices = jax.local_device_count()
     rounded = -(-min(batch_size, len(source)) // n_devices) * n_devices
     batches = pipeline.eval_pipeline(
@@ -144,12 +137,25 @@ def detect_source(
             image_ids=[a.image_id if a else None for a in annotations],
             scales=(sizes / shown)[:, ::-1].astype(np.float32),
             sizes=sizes,
-            category_ids=source.category_ids or predictor.category_ids,
+            category_ids=category_ids,
         )
         done += sum(a is not None for a in annotations)
         if progress:
             progress(done)
-    return rows
+    return [row for row in rows if row["category_id"] != UNKNOWN]
+
+
+def _category_ids(predictor: Predictor, source: Source) -> Sequence[int]:
+    """The source's numbers of the predictor's labels."""
+    if not source.classes:
+        return predictor.category_ids
+    if unknown := [name for name in source.classes if name not in predictor.classes]:
+        raise ValueError(
+            f"{source.name} has the classes {', '.join(source.classes)}; the checkpoint does not "
+            f"know {', '.join(unknown)}, it knows {', '.join(predictor.classes)}."
+        )
+    numbers = dict(zip(source.classes, source.category_ids, strict=True))
+    return [numbers.get(name, UNKNOWN) for name in predictor.classes]
 
 
 def picture_source(paths: Sequence[pathlib.Path]) -> Source:

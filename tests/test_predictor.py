@@ -9,8 +9,9 @@ from jaxdet import predictor
 from jaxdet.data.records import Annotation, DataError, Source
 from jaxdet.proposals.rpn import ProposalOptions
 from jaxdet.structures import Detections, Images
-from jaxdet.systems import faster_rcnn
+from jaxdet.systems import architectures, faster_rcnn
 from jaxdet.training import checkpoints, state
+from jaxdet.weights.description import Description, to_metadata
 
 CLASSES, CATEGORY_IDS = ("cat", "dog"), (3, 7)
 CANVASES = ((64, 96), (96, 64))
@@ -125,7 +126,7 @@ def test_pictures_are_turned_upright(tmp_path):
     assert read[:8].min() > 200 and read[12:].max() < 50
 
 
-ARCHITECTURE = faster_rcnn.Architecture(
+ARCHITECTURE = architectures.Architecture(
     depth=18,
     width=4,
     n_frozen=1,
@@ -146,7 +147,7 @@ OPTIONS = faster_rcnn.DetectOptions(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run's folder, and the variables of its checkpoint."""
-    model = faster_rcnn.build(2, ARCHITECTURE)
+    model = architectures.build(2, ARCHITECTURE)
     images = Images(np.zeros((1, 64, 96, 3), np.uint8), np.array([[64, 96]], np.int32))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
@@ -156,14 +157,7 @@ def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     saved = checkpoints.Checkpoints(
         path / "checkpoints",
-        metadata={
-            "system": "faster_rcnn",
-            "architecture": faster_rcnn.dataclasses.asdict(ARCHITECTURE),
-            "detect": OPTIONS._asdict(),
-            "canvases": CANVASES,
-            "classes": CLASSES,
-            "category_ids": CATEGORY_IDS,
-        },
+        metadata=to_metadata(Description(ARCHITECTURE, CLASSES, CATEGORY_IDS, CANVASES, OPTIONS)),
     )
     saved.save_last(state.init_state(jax.random.key(1), variables, optax.sgd(0.1)))
     saved.close()
@@ -174,24 +168,16 @@ def test_load_gives_back_what_was_trained(trained, monkeypatch):
     path, variables = trained
     built = []
 
-    def build(*arguments, **options):
-        built.append((arguments, options))
+    def build(description):
+        built.append(description)
         return predictor.Predictor(find_white, CLASSES, CATEGORY_IDS, CANVASES)
 
     monkeypatch.setattr(predictor, "faster_rcnn_predictor", build)
     _, loaded = predictor.load(path)
     predictor.load(path, score_threshold=0.7)
-    assert built[0] == (
-        (ARCHITECTURE,),
-        {
-            "classes": list(CLASSES),
-            "category_ids": list(CATEGORY_IDS),
-            "canvases": CANVASES,
-            "options": OPTIONS,
-        },
-    )
-    assert type(built[0][1]["options"].proposals) is ProposalOptions
-    assert built[1][1]["options"] == OPTIONS._replace(score_threshold=0.7)
+    assert built[0] == Description(ARCHITECTURE, CLASSES, CATEGORY_IDS, CANVASES, OPTIONS)
+    assert type(built[0].detect.proposals) is ProposalOptions
+    assert built[1].detect == OPTIONS._replace(score_threshold=0.7)
     for kind, values in variables.items():
         jax.tree.map(np.testing.assert_array_equal, loaded[kind], jax.device_get(values))
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Shaped
 
 from jaxdet.data import segments, transforms
 from jaxdet.data.augment import Augmentation, augment
 from jaxdet.data.records import Annotation, Source
-from jaxdet.data.transforms import Size
+from jaxdet.data.resize import ShortSide, bilinear
+from jaxdet.data.transforms import Size, View
 from jaxdet.structures import Batch, Images, Instances
 
 
@@ -25,7 +26,7 @@ class Rows(NamedTuple):
 class Example(NamedTuple):
     """One image, still of its own size."""
 
-    pixels: UInt8[np.ndarray, "h w 3"]
+    pixels: Shaped[np.ndarray, "h w 3"]  # uint8, or float32 where they were resized by a rule.
     instances: Instances  # Without the batch's axis.
     index: int  # In the source; -1 where a batch is filled up.
 
@@ -93,17 +94,34 @@ def varied_example(
     return Example(pixels, _padded(annotation, rows), index)
 
 
-def plain_example(index: int, *, source: Source, canvas: Size, rows: Rows) -> Example:
-    """Picture number `index` as large as the canvas allows; an empty one for -1."""
+def plain_example(
+    index: int, *, source: Source, canvas: Size, rows: Rows, rule: ShortSide | None = None
+) -> Example:
+    """Picture number `index` as large as the canvas allows; an empty one for -1.
+
+    Args:
+      index: In the source.
+      source: The pictures.
+      canvas: (height, width) of the batch's pictures.
+      rows: What to hold of the objects.
+      rule: Gives pictures their size, and pixels as torch resizes them, float32.
+    """
     if index < 0:
         nothing = np.zeros(0, bool)
         no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
         empty = Annotation(-1, "", (0, 0), no_boxes, no_labels, nothing, nothing)
-        return Example(np.zeros((0, 0, 3), np.uint8), _padded(empty, rows), -1)
+        no_pixels = np.zeros((0, 0, 3), np.uint8 if rule is None else np.float32)
+        return Example(no_pixels, _padded(empty, rows), -1)
     image, annotation = source[index]
-    view = transforms.fitting_view(annotation.size, canvas)
+    if rule is None:
+        view = transforms.fitting_view(annotation.size, canvas)
+        pixels = transforms.render(image, view)
+    else:
+        size = rule.size(annotation.size)
+        view = View((0, 0, *annotation.size), (0, 0, *size), size)
+        pixels = bilinear(image, size)
     annotation = transforms.move_annotation(annotation, view)
-    return Example(transforms.render(image, view), _padded(annotation, rows), index)
+    return Example(pixels, _padded(annotation, rows), index)
 
 
 def _padded(annotation: Annotation, rows: Rows) -> Instances:
@@ -152,7 +170,7 @@ def stack(examples: Sequence[Example], *, canvas: Size, positions: Sequence[int]
     Returns:
       The batch.
     """
-    pixels = np.zeros((len(examples), *canvas, 3), np.uint8)
+    pixels = np.zeros((len(examples), *canvas, 3), examples[0].pixels.dtype)
     sizes = np.zeros((len(examples), 2), np.int32)
     for row, example in enumerate(examples):
         height, width = sizes[row] = example.pixels.shape[:2]

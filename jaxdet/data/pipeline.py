@@ -21,6 +21,7 @@ from jaxdet.data.compose import MOSAIC
 from jaxdet.data.epochs import RatedIndices
 from jaxdet.data.examples import CachedSource, Rows
 from jaxdet.data.records import Source
+from jaxdet.data.resize import ShortSide
 from jaxdet.data.transforms import Size
 from jaxdet.structures import Batch
 
@@ -127,7 +128,7 @@ def _rows(source: Source, n_objects: int, mask_side: int | None, *, with_keypoin
 def eval_pipeline(
     source: Source,
     *,
-    canvases: Sequence[Size],
+    canvases: Sequence[Size] | ShortSide,
     batch_size: int,
     max_objects: int | None = None,
     mask_side: int | None = None,
@@ -139,7 +140,8 @@ def eval_pipeline(
 
     Args:
       source: Annotated pictures.
-      canvases: As in `train_pipeline`.
+      canvases: As in `train_pipeline`; or a rule that gives each image a size and a canvas of its
+        own. Pixels are then float32, see `resize.bilinear`.
       batch_size: Images of the global batch, over all processes.
       max_objects: Rows for objects; the data set's largest count if None.
       mask_side: As in `train_pipeline`.
@@ -155,6 +157,7 @@ def eval_pipeline(
         max_objects = max_object_count(source)
     rows = _rows(source, max_objects, mask_side, with_keypoints=with_keypoints)
     source = _without(source, segments=mask_side is None, keypoints=not with_keypoints)
+    rule = canvases if isinstance(canvases, ShortSide) else None
     batches = [
         (canvas, indices[start : start + batch_size])
         for canvas, indices in group_by_canvas(source, canvases).items()
@@ -162,7 +165,7 @@ def eval_pipeline(
     ]
     positions = tuple(range(process_index, batch_size, process_count))
 
-    read = functools.partial(_read_plain, source=source, rows=rows, positions=positions)
+    read = functools.partial(_read_plain, source=source, rows=rows, positions=positions, rule=rule)
     return grain.MapDataset.source(
         [(canvas, [*indices, *[-1] * (batch_size - len(indices))]) for canvas, indices in batches]
     ).map(read)
@@ -180,11 +183,18 @@ def _without(source: Source, *, segments: bool, keypoints: bool) -> Source:
 
 
 def _read_plain(
-    batch: tuple[Size, Sequence[int]], *, source: Source, rows: Rows, positions: Sequence[int]
+    batch: tuple[Size, Sequence[int]],
+    *,
+    source: Source,
+    rows: Rows,
+    positions: Sequence[int],
+    rule: ShortSide | None,
 ) -> Batch:
     canvas, indices = batch
     read = [
-        examples.plain_example(indices[position], source=source, canvas=canvas, rows=rows)
+        examples.plain_example(
+            indices[position], source=source, canvas=canvas, rows=rows, rule=rule
+        )
         for position in positions
     ]
     return examples.stack(read, canvas=canvas, positions=positions)
@@ -272,8 +282,13 @@ def count_cut(
     return int(np.maximum(0, total - max_objects).sum())
 
 
-def group_by_canvas(source: Source, canvases: Sequence[Size]) -> dict[Size, list[int]]:
+def group_by_canvas(source: Source, canvases: Sequence[Size] | ShortSide) -> dict[Size, list[int]]:
     """Indices of the images of each canvas, in order; canvases without images are left out."""
+    if isinstance(canvases, ShortSide):
+        found: dict[Size, list[int]] = {}
+        for index, annotation in enumerate(source.annotations):
+            found.setdefault(canvases.canvas(annotation.size), []).append(index)
+        return found
     if not canvases:
         raise ValueError("at least one canvas is needed: got none")
     groups: dict[Size, list[int]] = {(height, width): [] for height, width in canvases}

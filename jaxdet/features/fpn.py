@@ -4,13 +4,17 @@ b h w c  images in a batch, height, width, channels. C2..C5 come from the backbo
 detector, finest first.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxdet.features.conv import FirstOfSequence
+from jaxdet.features.conv import Conv, ConvNorm, FirstOfSequence
 
 lecun_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
@@ -20,15 +24,30 @@ class _Blocks(nn.Module):
 
     features: int
     kernel_size: int
+    norm: Callable[..., Any] | None
     dtype: Any
 
     @nn.compact
-    def __call__(self, maps: list[Array]) -> list[Array]:
+    def __call__(self, maps: list[Array], *, train: bool) -> list[Array]:
+        layer = (self.features, self.kernel_size)
+        if self.norm is None:
+            return [
+                FirstOfSequence(*layer, lecun_uniform, self.dtype, name=str(i))(x)
+                for i, x in enumerate(maps)
+            ]
+        conv = functools.partial(
+            ConvNorm,
+            *layer,
+            self.norm,
+            activation=None,
+            kernel_init=lecun_uniform,
+            dtype=self.dtype,
+        )
+        # Padding counts, as in torchvision.
+        everywhere = [jnp.ones((*x.shape[:3], 1), bool) for x in maps]
         return [
-            FirstOfSequence(
-                self.features, self.kernel_size, lecun_uniform, self.dtype, name=str(i)
-            )(x)
-            for i, x in enumerate(maps)
+            conv(name=str(i))(x, mask, train=train)
+            for i, (x, mask) in enumerate(zip(maps, everywhere, strict=True))
         ]
 
 
@@ -44,24 +63,70 @@ class FPN(nn.Module):
     features: int = 256
     extra_level: bool = True
     """Whether a last level is added by taking every second cell (P6 of the paper)."""
+    extra_blocks: nn.Module | None = None
+    """Makes further levels of (P5, C5), such as `LastLevelP6P7`, which wants no `extra_level`."""
+    norm: Callable[..., Any] | None = None
+    """Of every convolution, which then has no bias; see `features.norm`."""
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, maps: tuple[Float[Array, "b _ _ _"], ...]) -> tuple[Array, ...]:
+    def __call__(
+        self, maps: tuple[Float[Array, "b _ _ _"], ...], *, train: bool = False
+    ) -> tuple[Array, ...]:
         """Returns one map of `features` channels a level, finest first."""
-        lateral = _Blocks(self.features, 1, self.dtype, name="inner_blocks")(list(maps))
+        layers = (self.norm, self.dtype)
+        lateral = _Blocks(self.features, 1, *layers, name="inner_blocks")(list(maps), train=train)
         for i in reversed(range(len(lateral) - 1)):
-            lateral[i] = lateral[i] + _double(lateral[i + 1], lateral[i].shape)
-        out = _Blocks(self.features, 3, self.dtype, name="layer_blocks")(lateral)
+            above = lateral[i + 1]
+            for axis in (1, 2):
+                above = _nearest(above, lateral[i].shape[axis], axis=axis)
+            lateral[i] = lateral[i] + above
+        out = _Blocks(self.features, 3, *layers, name="layer_blocks")(lateral, train=train)
         if self.extra_level:
             out.append(out[-1][:, ::2, ::2])
+        if self.extra_blocks is not None:
+            out += self.extra_blocks(out[-1], maps[-1])
         return tuple(out)
 
 
-def _double(x: Array, shape: tuple[int, ...]) -> Array:
-    """Every cell of `x` four times; a last row or column too many (odd sizes) is cut."""
-    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    return x[:, : shape[1], : shape[2]]
+class LastLevelP6P7(nn.Module):
+    """Two levels more, each from the one before it by a convolution.
+
+        P6 = conv(C5),   P7 = conv(relu(P6))
+
+    Source:
+      RetinaNet (Lin et al. 2017, arXiv:1708.02002v2), section 4, footnote 2.
+    """
+
+    features: int = 256
+    from_pyramid: bool = False
+    """Whether P6 is made of P5, as in torchvision's `retinanet_resnet50_fpn`, and not of C5."""
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, p5: Float[Array, "b h w c"], c5: Float[Array, "b h w c2"]
+    ) -> tuple[Float[Array, "b _ _ _"], Float[Array, "b _ _ _"]]:
+        """Returns (P6, P7)."""
+        conv = functools.partial(
+            Conv, self.features, stride=2, kernel_init=lecun_uniform, dtype=self.dtype
+        )
+        p6 = conv(name="p6")(p5 if self.from_pyramid else c5)
+        return p6, conv(name="p7")(nn.relu(p6))
+
+
+def _nearest(x: Array, size: int, *, axis: int) -> Array:
+    """Reads cell floor(i n / size) of the n along an axis for every i < size.
+
+    The product is torch's, whose rounding decides where it is nearly a whole number.
+    """
+    n = x.shape[axis]
+    cells = (np.arange(size, dtype=np.float32) * np.float32(n / size)).astype(int)
+    times = -(-size // n)
+    if np.array_equal(cells, np.arange(size) // times):
+        # Nearly always: the gradient of repeating is a sum, that of reading a scatter.
+        return jax.lax.slice_in_dim(jnp.repeat(x, times, axis=axis), 0, size, axis=axis)
+    return jnp.take(x, cells, axis=axis)
 
 
 class PyramidBackbone(nn.Module):
@@ -70,13 +135,13 @@ class PyramidBackbone(nn.Module):
     body: nn.Module
     fpn: nn.Module
     first_stage: int = 0
-    """Stages before this one (0 is C2) are left out of the pyramid."""
+    """Maps of the body before this one are left out of the pyramid; of a ResNet, 0 is C2."""
 
     def __call__(
         self, x: Float[Array, "b h w c"], sizes: Int[Array, "b 2"], *, train: bool
     ) -> tuple[Array, ...]:
         """Returns the pyramid, finest first."""
-        return self.fpn(self.body(x, sizes, train=train)[self.first_stage :])
+        return self.fpn(self.body(x, sizes, train=train)[self.first_stage :], train=train)
 
 
 class SingleLevelBackbone(nn.Module):

@@ -28,15 +28,20 @@ def valid_mask(
     return inside_y[:, :, None, None] & inside_x[:, None, :, None]
 
 
+def whole(x: Float[Array, "b h w c"]) -> Int[Array, "b 2"]:
+    """Returns the sizes of pictures that fill their canvas."""
+    return jnp.broadcast_to(jnp.array(x.shape[1:3], jnp.int32), (x.shape[0], 2))
+
+
 class BatchNorm(nn.BatchNorm):
     """Batch normalization, synchronized over the devices of `axis_name`.
 
     Training normalizes by the statistics of the *global* batch, padding included as torchvision
     does, and moves the running ones; evaluation uses the running ones. The running variance is the
-    biased one (torch keeps n / (n - 1) times it).
+    unbiased one, n / (n - 1) times that of the n cells, as in torch.
 
     Source:
-      Ioffe & Szegedy 2015 (arXiv:1502.03167), algorithm 1.
+      Ioffe & Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2.
     """
 
     momentum: float = 0.9
@@ -46,7 +51,16 @@ class BatchNorm(nn.BatchNorm):
     ) -> Float[Array, "b h w c"]:
         """Returns `x` normalized per channel, scaled and shifted."""
         del mask
-        return super().__call__(x, use_running_average=not train)
+        before = self.get_variable("batch_stats", "var") if train else None
+        y = super().__call__(x, use_running_average=not train)
+        if before is not None and not self.is_initializing():
+            # Linen moved it by the biased variance.
+            devices = 1 if self.axis_name is None else jax.lax.psum(1, self.axis_name)
+            n = devices * (x.size // x.shape[-1])
+            kept = self.momentum * before
+            moved = self.get_variable("batch_stats", "var") - kept
+            self.put_variable("batch_stats", "var", kept + moved * (n / max(n - 1, 1)))
+        return y
 
 
 class FrozenBatchNorm(nn.Module):

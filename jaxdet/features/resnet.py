@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdet.features.conv import Conv, max_pool
-from jaxdet.features.norm import BatchNorm, valid_mask
+from jaxdet.features.conv import Conv, ConvNorm, max_pool
+from jaxdet.features.norm import BatchNorm, valid_mask, whole
 
 Norm = Callable[..., Any]
+Block = Callable[..., Any]
 
 
 class BasicBlock(nn.Module):
@@ -58,6 +59,10 @@ class Bottleneck(nn.Module):
     stride: int
     norm: Norm
     dtype: Any = jnp.float32
+    groups: int = 1
+    """Of the 3x3 convolution."""
+    width_per_group: int = 64
+    """Channels of a group, for a width of 64."""
     expansion = 4
 
     @nn.compact
@@ -71,35 +76,29 @@ class Bottleneck(nn.Module):
     ) -> Float[Array, "b h2 w2 c2"]:
         """Returns the block's output; the masks are at the resolutions of `x` and of it."""
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
-        y = conv(self.width, 1, name="conv1")(x)
+        inner = self.width * self.width_per_group // 64 * self.groups
+        y = conv(inner, 1, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, mask_in, train=train))
-        y = conv(self.width, 3, self.stride, name="conv2")(y)
+        y = conv(inner, 3, self.stride, groups=self.groups, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, mask, train=train))
         y = conv(self.width * self.expansion, 1, name="conv3")(y)
         y = self.norm(name="bn3", scale_init=nn.initializers.zeros)(y, mask, train=train)
         return nn.relu(y + _shortcut(self, x, y, mask, train=train))
 
 
-class _Downsample(nn.Module):
-    """The projection of a shortcut whose shape changes; torchvision calls its layers 0 and 1."""
-
-    features: int
-    stride: int
-    norm: Norm
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array, mask: Array, *, train: bool) -> Array:
-        x = Conv(self.features, 1, self.stride, use_bias=False, dtype=self.dtype, name="0")(x)
-        return self.norm(name="1")(x, mask, train=train)
-
-
 def _shortcut(block: Any, x: Array, y: Array, mask: Array, *, train: bool) -> Array:
     """The identity, or a projection (option B of the paper) where the shape changes."""
     if x.shape == y.shape:
         return x
-    project = _Downsample(
-        y.shape[-1], block.stride, block.norm, block.dtype, name="downsample", parent=block
+    project = ConvNorm(
+        y.shape[-1],
+        1,
+        block.norm,
+        block.stride,
+        activation=None,
+        dtype=block.dtype,
+        name="downsample",
+        parent=block,
     )
     return project(x, mask, train=train)
 
@@ -107,7 +106,7 @@ def _shortcut(block: Any, x: Array, y: Array, mask: Array, *, train: bool) -> Ar
 class _Stage(nn.Module):
     """Blocks at one resolution, named 0, 1, ..."""
 
-    block: type[BasicBlock] | type[Bottleneck]
+    block: Block
     n_blocks: int
     width: int
     stride: int
@@ -124,7 +123,7 @@ class _Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The convolutional part of a residual network, up to the last stage asked for.
+    """A residual network, up to the last stage asked for.
 
     Source:
       He et al. 2016 (arXiv:1512.03385), table 1.
@@ -135,12 +134,18 @@ class ResNet(nn.Module):
     """
 
     stage_sizes: tuple[int, ...]
-    block: type[BasicBlock] | type[Bottleneck]
+    block: Block
     width: int = 64
     norm: Norm = BatchNorm
     n_frozen: int = 0
     """Stem and stages that are not trained: 1 is the stem alone, 2 the stem and C2, ..."""
+    num_classes: int = 1000
+    """Of `logits`, whose layer is made where it is asked for."""
     dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Makes the classifier."""
+        self.fc = nn.Dense(self.num_classes, dtype=self.dtype)
 
     @nn.compact
     def __call__(
@@ -179,16 +184,48 @@ class ResNet(nn.Module):
             maps.append(x)
         return tuple(maps)
 
+    def logits(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b k"]:
+        """Returns what the classifier says of pictures that fill their canvas."""
+        x = self(x, whole(x), train=train)[-1].mean((1, 2))
+        return self.fc(x).astype(jnp.float32)
 
-def resnet(depth: int, *, n_stages: int = 4, **fields: Any) -> ResNet:
-    """Returns ResNet-18, -34, -50 or -101 with `n_stages` of its four stages."""
+
+def resnet(
+    depth: int,
+    *,
+    n_stages: int = 4,
+    groups: int = 1,
+    width_per_group: int = 64,
+    **fields: Any,
+) -> ResNet:
+    """Returns a residual network of torchvision.
+
+    ResNeXt-50 32x4d is depth 50 with 32 groups of 4, ResNeXt-101 32x8d and 64x4d likewise; Wide
+    ResNet-50-2 and -101-2 have one group of 128.
+
+    Args:
+      depth: 18, 34, 50, 101 or 152 layers.
+      n_stages: How many of the four stages there are.
+      groups: Of the 3x3 convolutions; from 50 layers on.
+      width_per_group: Their channels in the first stage; from 50 layers on.
+      fields: Of `ResNet`.
+
+    Source:
+      ResNeXt: Xie et al. 2017 (arXiv:1611.05431), table 1. Wide: Zagoruyko & Komodakis 2016
+      (arXiv:1605.07146), table 1.
+    """
     table = {
         18: (BasicBlock, (2, 2, 2, 2)),
         34: (BasicBlock, (3, 4, 6, 3)),
         50: (Bottleneck, (3, 4, 6, 3)),
         101: (Bottleneck, (3, 4, 23, 3)),
+        152: (Bottleneck, (3, 8, 36, 3)),
     }
     if depth not in table:
         raise ValueError(f"`depth` must be one of {sorted(table)}. Got {depth}.")
     block, stage_sizes = table[depth]
+    if (groups, width_per_group) != (1, 64):
+        if block is BasicBlock:
+            raise ValueError(f"`groups` and `width_per_group` need `depth` >= 50. Got {depth}.")
+        block = functools.partial(block, groups=groups, width_per_group=width_per_group)
     return ResNet(stage_sizes=stage_sizes[:n_stages], block=block, **fields)

@@ -42,6 +42,7 @@ class ProposalOptions(NamedTuple):
     post_nms: int = 1000  # The best of all levels that leave it.
     iou_threshold: float = 0.7
     min_side: float = 1e-3  # Smaller boxes are dropped, pixels.
+    score_threshold: float = 0.0  # Less likely ones are dropped, 0 to 1.
 
 
 class RPNTargets(NamedTuple):
@@ -162,6 +163,9 @@ def propose(
 
     Source:
       Faster R-CNN (Ren et al. 2015, arXiv:1506.01497v3), section 3.3, "non-maximum suppression".
+
+    Departures:
+      Boxes rank by probability, in float32, and equal ones by level, then logit, as in torchvision.
     """
     rows, levels, start = [], [], 0
     for level, count in enumerate(level_sizes):
@@ -173,9 +177,12 @@ def propose(
     logits = logits[row]
     boxes = box_ops.clip(coders.decode_boxes(deltas[row], anchors[row]), size)
     valid = jnp.all(boxes[:, 2:] - boxes[:, :2] >= options.min_side, axis=1)
+    # Where probabilities are all but 1, float32 makes many of them equal; the peer ranks by them.
+    scores = jax.lax.stop_gradient(jax.nn.sigmoid(logits))
+    valid &= scores >= options.score_threshold
     kept = nms.batched_nms(
         jax.lax.stop_gradient(boxes),
-        jax.lax.stop_gradient(logits),
+        scores,
         level,
         valid,
         iou_threshold=options.iou_threshold,

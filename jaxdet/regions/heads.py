@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from jaxdet.features.conv import Conv
 from jaxdet.features.fpn import lecun_uniform
 from jaxdet.regions import levels, roi_align
 
@@ -33,13 +34,68 @@ class TwoMLPHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "r p q c"]) -> Float[Array, "r d"]:
+    def __call__(
+        self, x: Float[Array, "r p q c"], valid: Bool[Array, " r"], *, train: bool
+    ) -> Float[Array, "r d"]:
         """Returns one vector a box."""
+        del valid, train
         x = jax.lax.collapse(x, 1)
         for name in ("fc6", "fc7"):
             dense = nn.Dense(self.features, kernel_init=lecun_uniform, dtype=self.dtype, name=name)
             x = nn.relu(dense(x))
         return x
+
+
+class ConvHead(nn.Module):
+    """3x3 convolutions with batch norm, then one fully connected layer.
+
+    Source:
+      Group Normalization (Wu & He 2018, arXiv:1803.08494), section 4.2, "4conv1fc"; with batch norm
+      in Li et al. 2021 (arXiv:2111.11429), section 2, and torchvision's `_v2` models.
+    """
+
+    n_convs: int = 4
+    features: int = 256
+    """Channels of the convolutions."""
+    dense_features: int = 1024
+    axis_name: str | None = None
+    """The mapped axis over which batch statistics are synchronized."""
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "r p q c"], valid: Bool[Array, " r"], *, train: bool
+    ) -> Float[Array, "r d"]:
+        """Returns one vector a box; statistics of training are those of the valid boxes."""
+        for i in range(self.n_convs):
+            block = _HeadConv(self.features, self.axis_name, self.dtype, name=str(i))
+            x = block(x, valid, train=train)
+        # Torchvision counts a flattening layer too.
+        name = str(self.n_convs + 1)
+        dense = nn.Dense(
+            self.dense_features, kernel_init=lecun_uniform, dtype=self.dtype, name=name
+        )
+        return nn.relu(dense(jax.lax.collapse(x, 1)))
+
+
+class _HeadConv(nn.Module):
+    """A convolution without bias, batch norm and ReLU; torchvision calls the first two 0 and 1."""
+
+    features: int
+    axis_name: str | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, valid: Array, *, train: bool) -> Array:
+        x = Conv(self.features, use_bias=False, dtype=self.dtype, name="0")(x)
+        norm = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+            name="1",
+        )
+        return nn.relu(norm(x, mask=valid.reshape(-1, 1, 1, 1)))
 
 
 class BoxPredictor(nn.Module):
@@ -86,8 +142,22 @@ class RoIHeads(nn.Module):
         pyramid: tuple[Float[Array, "b _ _ c"], ...],
         boxes: Float[Array, "b n 4"],
         canvas: tuple[int, int],
+        *,
+        valid: Bool[Array, "b n"] | None = None,
+        train: bool = False,
     ) -> BoxOutputs:
-        """Returns logits [b, n, k] and deltas [b, n, j, 4] of boxes in canvas pixels."""
+        """Returns what the head says of boxes.
+
+        Args:
+          pyramid: Finest level first.
+          boxes: xyxy, pixels of the canvas.
+          canvas: (height, width), pixels.
+          valid: Boxes that batch statistics are of; all if None.
+          train: Whether norms use (and move) the statistics of the batch.
+
+        Returns:
+          Logits [b, n, k] and deltas [b, n, j, 4].
+        """
         pyramid = pyramid[: self.n_levels]
         strides = [_stride(x.shape, canvas) for x in pyramid]
 
@@ -111,7 +181,9 @@ class RoIHeads(nn.Module):
 
         pooled = jax.vmap(pool)(pyramid, boxes)
         batch, n = boxes.shape[:2]
-        flat = self.box_predictor(self.box_head(pooled.reshape(batch * n, *pooled.shape[2:])))
+        real = jnp.ones(batch * n, bool) if valid is None else valid.reshape(-1)
+        vectors = self.box_head(pooled.reshape(batch * n, *pooled.shape[2:]), real, train=train)
+        flat = self.box_predictor(vectors)
         return BoxOutputs(*(x.reshape(batch, n, *x.shape[1:]) for x in flat))
 
 

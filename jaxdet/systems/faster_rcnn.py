@@ -15,16 +15,15 @@ Departures:
   neither objects nor background: boxes inside them are left out of the losses.
 """
 
-import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxdet.features import fpn, norm, resnet
+from jaxdet.features import norm
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders, nms
 from jaxdet.geometry import iou as iou_ops
@@ -91,120 +90,16 @@ class FasterRCNN(nn.Module):
         return self.rpn(pyramid, _canvas(images))
 
     def classify(
-        self, pyramid: tuple[Array, ...], boxes: Float[Array, "b n 4"], images: Images
+        self,
+        pyramid: tuple[Array, ...],
+        boxes: Float[Array, "b n 4"],
+        images: Images,
+        *,
+        valid: Bool[Array, "b n"] | None = None,
+        train: bool = False,
     ) -> heads.BoxOutputs:
-        """Returns what the head says of boxes in canvas pixels."""
-        return self.roi_heads(pyramid, boxes, _canvas(images))
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A Faster R-CNN on a residual network, in numbers that JSON can hold.
-
-    The defaults are torchvision's `fasterrcnn_resnet50_fpn`.
-    """
-
-    depth: Literal[18, 34, 50, 101] = 50
-    """Layers of the residual network."""
-    width: int = 64
-    """Channels of its first stage."""
-    norm: Literal["batch", "frozen", "group"] = "frozen"
-    """Batch norm synchronized over devices, batch norm as it was loaded, or group norm."""
-    n_frozen: int = 2
-    """Stem and stages that are not trained: 0 trains all, 2 freezes the stem and C2."""
-    n_stages: int = 4
-    """Stages of the backbone, 1 to 4; the last has stride 2^(n_stages + 1)."""
-    pyramid: bool = True
-    """Whether a feature pyramid is read, or the last stage alone."""
-    first_stage: int = 0
-    """Stages left out of the pyramid; 0 starts it at C2, stride 4."""
-    pyramid_features: int = 256
-    """Channels of the pyramid."""
-    anchor_sizes: tuple[tuple[float, ...], ...] = (
-        (32.0,),
-        (64.0,),
-        (128.0,),
-        (256.0,),
-        (512.0,),
-    )
-    """Of each level, pixels; one level more than the pyramid has stages adds P6."""
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Of the anchors, height / width."""
-    canonical_size: float = 224.0
-    """Side of the boxes that are read from P4, pixels; halves go to P3, and so on."""
-    head_features: int = 1024
-    """Width of the two fully connected layers."""
-    class_agnostic: bool = False
-    """Whether all classes share one box regression."""
-    aligned: bool = False
-    """Whether RoIAlign shifts by half a cell; torchvision's first models do not."""
-
-    @property
-    def n_levels(self) -> int:
-        """Levels that the head reads."""
-        return self.n_stages - self.first_stage if self.pyramid else 1
-
-
-def build(
-    num_classes: int,
-    architecture: Architecture = Architecture(),
-    *,
-    axis_name: str | None = None,
-    dtype: Any = jnp.float32,
-) -> FasterRCNN:
-    """Returns the network.
-
-    Args:
-      num_classes: Of objects; background is one more.
-      architecture: Its numbers.
-      axis_name: The mapped axis over which batch statistics are synchronized.
-      dtype: Of the layers; boxes and losses are float32 always.
-    """
-    spec = architecture
-    extra = len(spec.anchor_sizes) - spec.n_levels
-    if extra not in ((0, 1) if spec.pyramid else (0,)):
-        raise ValueError(
-            f"`anchor_sizes` must have one entry for each of {spec.n_levels} levels"
-            f"{' or one more' if spec.pyramid else ''}. Got {spec.anchor_sizes}."
-        )
-    norms = {
-        "batch": functools.partial(norm.BatchNorm, axis_name=axis_name),
-        "frozen": norm.FrozenBatchNorm,
-        "group": norm.GroupNorm,
-    }
-    if spec.norm not in norms:
-        raise ValueError(f"`norm` must be one of {sorted(norms)}. Got {spec.norm!r}.")
-    body = resnet.resnet(
-        spec.depth,
-        n_stages=spec.n_stages,
-        width=spec.width,
-        norm=norms[spec.norm],
-        n_frozen=spec.n_frozen,
-        dtype=dtype,
-    )
-    if spec.pyramid:
-        top = fpn.FPN(spec.pyramid_features, extra_level=extra > 0, dtype=dtype)
-        backbone = fpn.PyramidBackbone(body=body, fpn=top, first_stage=spec.first_stage)
-    else:
-        backbone = fpn.SingleLevelBackbone(body=body)
-    return FasterRCNN(
-        backbone=backbone,
-        rpn=rpn.RPN(spec.anchor_sizes, spec.aspect_ratios, dtype=dtype),
-        roi_heads=heads.RoIHeads(
-            box_head=heads.TwoMLPHead(spec.head_features, dtype=dtype),
-            box_predictor=heads.BoxPredictor(num_classes, spec.class_agnostic),
-            n_levels=spec.n_levels,
-            canonical_size=spec.canonical_size,
-            aligned=spec.aligned,
-        ),
-    )
-
-
-def is_trainable(path: str, *, architecture: Architecture) -> bool:
-    """Returns whether the parameter at a path such as "backbone/body/conv1/kernel" is trained."""
-    stem = ("backbone/body/conv1/", "backbone/body/bn1/")
-    stages = [f"backbone/body/layer{i}/" for i in range(1, architecture.n_frozen)]
-    return architecture.n_frozen == 0 or not path.startswith((*stem, *stages))
+        """Returns what the head says of boxes in canvas pixels; see `RoIHeads`."""
+        return self.roi_heads(pyramid, boxes, _canvas(images), valid=valid, train=train)
 
 
 def loss(
@@ -268,7 +163,11 @@ def _loss(
     sample = jax.vmap(sample_rois)(
         keys[:, 1], proposals.boxes, proposals.valid, truth, objects, regions
     )
-    head = model.classify(pyramid, sample.boxes, images)
+    # A picture that only fills the batch has boxes, but no place in the statistics.
+    real = batch.records >= 0
+    head = model.classify(
+        pyramid, sample.boxes, images, valid=sample.valid & real[:, None], train=train
+    )
     roi_terms = jax.vmap(functools.partial(roi_loss.box_head_loss, beta=options.beta))(head, sample)
 
     hits = (jnp.argmax(head.logits, axis=-1) == sample.labels) & sample.positive
@@ -279,7 +178,6 @@ def _loss(
     }
     # Sums over images; the step divides once all devices have added theirs. A picture that only
     # fills the batch has anchors, all of them background: it must not count.
-    real = batch.records >= 0
     return jax.tree.map(lambda x: jnp.sum(jnp.where(real, x, 0)), (rpn_terms | roi_terms, metrics))
 
 

@@ -1,10 +1,14 @@
+import backbone_cases as cases
+import backbone_parity as parity
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxdet.features.fpn import FPN, PyramidBackbone, SingleLevelBackbone
+from jaxdet.features.fpn import FPN, LastLevelP6P7, PyramidBackbone, SingleLevelBackbone
+from jaxdet.features.norm import FrozenBatchNorm
+from jaxdet.features.resnet import resnet
 
 
 def identity_variables(fpn, maps, lateral):
@@ -56,6 +60,47 @@ def test_names_are_torchvisions():
     } | {f"{part}_blocks/{i}/0/bias": (4,) for part in ("inner", "layer") for i in (0, 1)}
 
 
+@pytest.mark.parametrize(
+    "key, case, options",
+    [
+        *((f"fpn_{case}", case, {"extra_level": False}) for case in cases.PYRAMIDS),
+        ("fpn_pool", "odd", {}),
+        ("fpn_c5", "odd", {"extra_level": False, "extra_blocks": LastLevelP6P7(8)}),
+        (
+            "fpn_p5",
+            "odd",
+            {"extra_level": False, "extra_blocks": LastLevelP6P7(8, from_pyramid=True)},
+        ),
+    ],
+)
+def test_levels_are_torchvisions(key, case, options):
+    maps = tuple(jnp.asarray(cases.pictures(2, *shape)) for shape in cases.PYRAMIDS[case])
+    model = FPN(8, **options)
+    variables = parity.like(model, maps, method="__call__")
+    assert parity.names(variables) == set(parity.GOLDEN[f"{key}/names"].tolist())
+    levels = jax.jit(model.apply)(parity.weights(key, variables), maps)
+    assert len(levels) == sum(name.startswith(f"{key}/P") for name in parity.GOLDEN)
+    for i, level in enumerate(levels):
+        parity.assert_close(level, parity.GOLDEN[f"{key}/P{i}"])
+
+
+def test_levels_of_a_backbone_are_torchvisions():
+    """RetinaNet's, from C3 on."""
+    top = FPN(extra_level=False, extra_blocks=LastLevelP6P7(from_pyramid=True))
+    body = resnet(18, norm=FrozenBatchNorm, n_frozen=2)
+    backbone = PyramidBackbone(body=body, fpn=top, first_stage=1)
+    parity.assert_pyramid("resnet18_fpn", backbone)
+
+
+def test_norms_take_the_place_of_biases():
+    maps = (jnp.ones((1, 4, 4, 2)), jnp.ones((1, 2, 2, 3)))
+    variables = parity.like(FPN(4, norm=FrozenBatchNorm), maps, method="__call__")
+    layers = [f"{part}_blocks.{i}" for part in ("inner", "layer") for i in (0, 1)]
+    norms = [f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
+    want = {f"{layer}.{name}" for layer in layers for name in ("0.weight", *norms)}
+    assert set(parity.by_name(variables)) == want
+
+
 class Stages(nn.Module):
     """Three maps of known values, and what the backbone was called with."""
 
@@ -64,8 +109,8 @@ class Stages(nn.Module):
 
 
 class Same(nn.Module):
-    def __call__(self, maps):
-        return tuple(maps)
+    def __call__(self, maps, *, train):
+        return tuple(m + 10 * train for m in maps)
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -77,4 +122,5 @@ def test_which_stages_are_read(train):
         (SingleLevelBackbone(Stages()), [2]),
     ):
         got = backbone.apply({}, x, sizes, train=train)
-        assert [float(m[0, 0, 0, 0]) for m in got] == [i + train for i in stages]
+        normed = train and isinstance(backbone, PyramidBackbone)
+        assert [float(m[0, 0, 0, 0]) for m in got] == [i + train + 10 * normed for i in stages]

@@ -10,7 +10,7 @@ from jaxdet.regions import heads
 class Mean(nn.Module):
     """A box head that reads the mean of its features."""
 
-    def __call__(self, x):
+    def __call__(self, x, valid, *, train):
         return x.mean((1, 2))
 
 
@@ -74,7 +74,8 @@ def test_predictor_shapes(class_agnostic, n_boxes):
 def test_two_layers_by_hand(rng):
     module = heads.TwoMLPHead(3)
     x = jnp.asarray(rng.normal(size=(4, 2, 2, 5)), jnp.float32)
-    got, variables = module.init_with_output(jax.random.key(0), x)
+    valid = jnp.ones(4, bool)
+    got, variables = module.init_with_output(jax.random.key(0), x, valid, train=True)
     params = jax.tree.map(np.array, variables["params"])
     hidden = np.maximum(np.array(x).reshape(4, 20) @ params["fc6"]["kernel"], 0)
     np.testing.assert_allclose(

@@ -13,7 +13,7 @@ import pytest
 
 from jaxdet.geometry import iou as iou_ops
 from jaxdet.structures import Batch, Detections
-from jaxdet.systems import faster_rcnn
+from jaxdet.systems import architectures, faster_rcnn
 
 
 class System(NamedTuple):
@@ -25,7 +25,7 @@ class System(NamedTuple):
 
 
 def faster_rcnn_system(architecture):
-    model = faster_rcnn.build(cases.K, architecture)
+    model = architectures.build(cases.K, architecture)
     return System(
         model.init,
         functools.partial(faster_rcnn.loss, model, options=cases.LOSS),

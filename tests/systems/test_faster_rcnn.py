@@ -1,8 +1,5 @@
 import dataclasses
 import functools
-import json
-import math
-import pathlib
 
 import faster_rcnn_cases as cases
 import jax
@@ -11,11 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdet.structures import Images
-from jaxdet.systems import faster_rcnn
+from jaxdet.systems import architectures, faster_rcnn
 from jaxdet.systems.faster_rcnn import DetectOptions
-
-# Made by tests/golden/make_names.py.
-NAMES = pathlib.Path(__file__).parents[1] / "golden/fasterrcnn_resnet50_fpn_names.json"
 
 
 def by_path(tree):
@@ -32,56 +26,9 @@ def shapes(model, canvas=(64, 64)):
     return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
-def ours(name, shape):
-    """The path and shape that a parameter of torchvision has here."""
-    *module, kind = name.split(".")
-    if kind == "weight":
-        # [out, in, h, w] and [out, in] are [h, w, in, out] and [in, out] here.
-        layouts = {4: (2, 3, 1, 0), 2: (1, 0)}
-        if len(shape) == 1:
-            kind = "scale"
-        else:
-            kind, shape = "kernel", [shape[axis] for axis in layouts[len(shape)]]
-    kind = {"running_mean": "mean", "running_var": "var"}.get(kind, kind)
-    return "/".join([*module, kind]), tuple(shape)
-
-
-def test_parameters_are_torchvisions():
-    names = json.loads(NAMES.read_text()).items()
-    want = dict(ours(*item) for item in names if not item[0].endswith("num_batches_tracked"))
-    variables = shapes(faster_rcnn.build(90))
-    got = {path: leaf.shape for kind in variables.values() for path, leaf in by_path(kind).items()}
-    assert got == want
-    # What torchvision publishes for this model, 41755286, counts no frozen norm.
-    assert sum(math.prod(x.shape) for x in jax.tree.leaves(variables["params"])) == 41755286
-
-
-@pytest.mark.parametrize("n_frozen", [0, 1, 2, 3])
-def test_is_trainable_agrees_with_the_gradient_that_is_stopped(n_frozen):
-    architecture = dataclasses.replace(cases.PYRAMID, norm="group", n_frozen=n_frozen)
-    paths = list(by_path(shapes(faster_rcnn.build(2, architecture))["params"]))
-    still = [p for p in paths if not faster_rcnn.is_trainable(p, architecture=architecture)]
-    parts = {"/".join(path.split("/")[:3]) for path in still}
-    frozen = ["conv1", "bn1", "layer1", "layer2"][: [0, 2, 3, 4][n_frozen]]
-    assert parts == {f"backbone/body/{name}" for name in frozen}
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"anchor_sizes": ((16.0,),) * 4}, "anchor_sizes"),
-        ({"anchor_sizes": ()}, "anchor_sizes"),
-        ({"pyramid": False, "anchor_sizes": ((16.0,),) * 2}, "anchor_sizes"),
-    ],
-)
-def test_anchors_must_fit_the_levels(change, message):
-    with pytest.raises(ValueError, match=message):
-        faster_rcnn.build(2, dataclasses.replace(cases.PYRAMID, **change))
-
-
 def test_an_extra_level_is_for_proposals_only():
     architecture = dataclasses.replace(cases.PYRAMID, anchor_sizes=((8.0,), (16.0,), (32.0,)))
-    model = faster_rcnn.build(2, architecture)
+    model = architectures.build(2, architecture)
     variables = shapes(model)
     images = jax.eval_shape(lambda: cases.make_batch().images)
     pyramid = jax.eval_shape(functools.partial(faster_rcnn.features, model), variables, images)
@@ -91,7 +38,7 @@ def test_an_extra_level_is_for_proposals_only():
 
 def test_canvases_must_be_multiples_of_the_strides():
     with pytest.raises(ValueError, match="canvas"):
-        shapes(faster_rcnn.build(2, cases.PYRAMID), canvas=(60, 64))
+        shapes(architectures.build(2, cases.PYRAMID), canvas=(60, 64))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +102,7 @@ def test_boxes_without_area_are_no_detections(run_select):
 @pytest.mark.parametrize("class_agnostic", [False, True])
 def test_classify_by_hand(class_agnostic):
     architecture = dataclasses.replace(cases.AGNOSTIC, class_agnostic=class_agnostic)
-    model = faster_rcnn.build(2, architecture)
+    model = architectures.build(2, architecture)
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes(model))
     layers = variables["params"]["roi_heads"]["box_predictor"]
     layers["cls_score"]["bias"] = jnp.log(jnp.array([0.5, 0.2, 0.3]))
@@ -177,7 +124,7 @@ def test_classify_by_hand(class_agnostic):
 
 @pytest.mark.parametrize("stopped", [True, False])
 def test_gradient_through_proposals(stopped):
-    model = faster_rcnn.build(cases.K, cases.SINGLE_LEVEL)
+    model = architectures.build(cases.K, cases.SINGLE_LEVEL)
     batch = cases.make_batch()
     options = cases.LOSS._replace(stop_proposal_gradient=stopped)
     variables = cases.drawn(shapes(model))
@@ -192,7 +139,7 @@ def test_gradient_through_proposals(stopped):
 
 
 def test_loss_wants_keys():
-    model = faster_rcnn.build(cases.K, cases.PYRAMID)
+    model = architectures.build(cases.K, cases.PYRAMID)
     batch = cases.make_batch()
     with pytest.raises(ValueError, match=r"batch\.keys"):
         jax.eval_shape(

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
 from jaxdet.structures import Batch, Images, Instances
-from jaxdet.systems.faster_rcnn import Architecture, DetectOptions, LossOptions
+from jaxdet.systems.architectures import Architecture
+from jaxdet.systems.faster_rcnn import DetectOptions, LossOptions
 
 CANVAS = (64, 64)
 K = 3

@@ -1,0 +1,63 @@
+"""Weights from one form into another: torchvision's files, safetensors, our checkpoints.
+
+Run       python experiments/convert.py fasterrcnn_resnet50_fpn detector.safetensors
+          python experiments/convert.py model.pth runs/imported
+          python experiments/convert.py runs/mine mine.pth
+Writes    TARGET: a file if it ends in .pth, .pt or .safetensors, else a folder with a checkpoint.
+          torchvision's `model.load_state_dict` takes what `torch.load("mine.pth")` gives.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import tyro
+
+from jaxdet.data.resize import ShortSide
+from jaxdet.training import recipes
+from jaxdet.weights import detectors, download, files
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to read, where to write."""
+
+    source: tyro.conf.Positional[str]
+    """A published name, a file (.pth, .pt, .safetensors), or a run or checkpoint of ours."""
+    target: tyro.conf.Positional[pathlib.Path]
+    """A file (.pth, .pt, .safetensors), or a new folder."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of weights that do not know them."""
+    min_size: int | None = None
+    """Shorter side that pictures are to be given, pixels; torchvision's if None."""
+    max_size: int = 1333
+    """With `min_size`: the longer side's limit, pixels."""
+    norm_epsilon: float | None = None
+    """Of batch norms; see `weights.detectors.load`."""
+
+
+def main(config: Config) -> detectors.Detector:
+    """Reads, writes; returns what was converted."""
+    if pathlib.Path(config.source).is_dir():
+        detector = detectors.load_checkpoint(config.source)
+    else:
+        detector = detectors.load(
+            config.source,
+            norm_epsilon=config.norm_epsilon,
+            canvases=ShortSide(config.min_size, config.max_size) if config.min_size else None,
+            classes=config.classes or None,
+            progress=download.show_progress,
+        )
+    save = detectors.save if config.target.suffix in files.SUFFIXES else detectors.save_checkpoint
+    save(config.target, detector)
+    print(f"{config.source} -> {config.target}: {len(detector.description.classes)} classes")
+    print(detector.description.architecture)
+    return detector
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=recipes.help_text(__doc__)))
+    except ValueError as fault:
+        print(fault, file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,243 @@
+"""Detectors from state dicts: which network it is, told by the tensors, and its variables."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdet.data.resize import ShortSide
+from jaxdet.proposals.rpn import ProposalOptions
+from jaxdet.structures import Images
+from jaxdet.systems import architectures
+from jaxdet.systems.architectures import Architecture
+from jaxdet.systems.faster_rcnn import DetectOptions
+from jaxdet.training import checkpoints
+from jaxdet.training import state as states
+from jaxdet.weights import description, download, families, files, published, torchvision
+from jaxdet.weights.description import Description
+from jaxdet.weights.tensor_pickle import WeightsError
+
+METADATA = "jaxdet"  # The text of a safetensors file that holds the description.
+# Blocks of the four stages, and whether the last convolution of one is its third.
+_DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
+    ((2, 2, 2, 2), False): 18,
+    ((3, 4, 6, 3), False): 34,
+    ((3, 4, 6, 3), True): 50,
+    ((3, 4, 23, 3), True): 101,
+}
+
+
+class Detector(NamedTuple):
+    """A detector, whole."""
+
+    description: Description
+    variables: Any
+
+
+def load(
+    weights: str | pathlib.Path,
+    *,
+    norm_epsilon: float | None = None,
+    canvases: Sequence[tuple[int, int]] | ShortSide | None = None,
+    classes: Sequence[str] | None = None,
+    progress: Callable[[int, int | None], Any] | None = None,
+) -> Detector:
+    """Opens a published detector, or a file of weights.
+
+    Args:
+      weights: A name in `published`, or a file: `.pth`, `.pt` or `.safetensors`.
+      norm_epsilon: Added to the variances of batch norms. If None, 0 for the file of the published
+        `fasterrcnn_resnet50_fpn`, as torchvision does when it loads that one (overwrite_eps), and
+        1e-5 for all others.
+      canvases: Sizes that pictures are given; torchvision's of this model if None.
+      classes: Names of the labels; those of COCO for 90 of them, else numbers, if None.
+      progress: Of a download; see `download.fetch`.
+
+    Returns:
+      The detector. A safetensors file that `save` wrote knows all of this itself, unless told
+      otherwise here.
+
+    Raises:
+      WeightsError: Where there is no such file, or it is of another kind; the message says which
+        tensors do not fit and what the file seems to be.
+    """
+    path = pathlib.Path(weights)
+    if path.suffix not in files.SUFFIXES:
+        path = download.fetch(published.url(str(weights)), progress=progress)
+    state_dict, texts = files.read(path)
+    try:
+        if METADATA in texts:
+            found = description.from_metadata(json.loads(texts[METADATA]))
+        else:
+            found = describe(state_dict, file_name=path.name)
+        if norm_epsilon is not None:
+            changed = functools.partial(dataclasses.replace, found.architecture)
+            found = found._replace(architecture=changed(norm_epsilon=norm_epsilon))
+        if canvases is not None:
+            rule = isinstance(canvases, ShortSide)
+            found = found._replace(canvases=canvases if rule else tuple(canvases))
+        if classes is not None:
+            if len(classes) != len(found.classes):
+                raise WeightsError(f"it knows {len(found.classes)} classes, not {len(classes)}.")
+            found = found._replace(classes=tuple(classes))
+        shapes = variable_shapes(len(found.classes), found.architecture)
+        return Detector(found, torchvision.from_state_dict(state_dict, shapes))
+    except ValueError as fault:
+        raise WeightsError(f"{path}: {fault}") from fault
+
+
+def load_checkpoint(path: str | pathlib.Path) -> Detector:
+    """Opens what training wrote.
+
+    Args:
+      path: A run, a series of checkpoints or one of them; see `checkpoints.load_variables`.
+
+    Raises:
+      ValueError: Where there is no checkpoint, or one of another kind.
+    """
+    variables, metadata = checkpoints.load_variables(path)
+    try:
+        return Detector(description.from_metadata(metadata), variables)
+    except ValueError as fault:
+        raise ValueError(f"{path}: {fault}") from fault
+
+
+def save_checkpoint(path: str | pathlib.Path, detector: Detector) -> None:
+    """Writes a detector as training would: for `load_checkpoint`, not for going on with.
+
+    Args:
+      path: A folder for the checkpoint, without one so far.
+      detector: What to write.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"path must be a new or empty folder. Got {path}")
+    variables = {name: tree for name, tree in detector.variables.items() if tree}
+    state = states.init_state(jax.random.key(0), variables, optax.identity())
+    series = checkpoints.Checkpoints(
+        path / "checkpoints", metadata=description.to_metadata(detector.description)
+    )
+    series.save_last(state)
+    series.close()
+
+
+def save(path: str | pathlib.Path, detector: Detector) -> None:
+    """Writes a detector's state dict, named as torchvision's; the suffix says in which format.
+
+    A `.safetensors` file holds the description too; a `.pth` has no place for it.
+
+    Args:
+      path: The file, made or replaced.
+      detector: What to write.
+    """
+    text = json.dumps(description.to_metadata(detector.description))
+    state_dict = torchvision.to_state_dict(detector.variables)
+    files.write(path, state_dict, texts={METADATA: text})
+
+
+def describe(state_dict: Mapping[str, np.ndarray], *, file_name: str = "") -> Description:
+    """Tells a Faster R-CNN of torchvision by its tensors.
+
+    Args:
+      state_dict: Arrays by name.
+      file_name: Of the file; a published one has settings that no tensor shows.
+
+    Raises:
+      WeightsError: Where it is none; says what it seems to be.
+    """
+    found = torchvision.tidy(state_dict)
+    count = functools.partial(_count, found)
+    scores = found.get("roi_heads.box_predictor.cls_score.weight")
+    logits = found.get("rpn.head.cls_logits.weight")
+    if scores is None or logits is None or scores.ndim != 2:
+        raise WeightsError(f"no Faster R-CNN: it seems to be {families.describe(found)}.")
+    key = {file: name for name, file in published.FILES.items()}.get(file_name, "")
+    counted = any(re.search(r"backbone\.body\..*num_batches_tracked$", n) for n in state_dict)
+    common = Architecture(
+        norm="batch" if counted else "frozen",
+        norm_epsilon=0.0 if key.startswith("fasterrcnn_resnet50_fpn:") else 1e-5,
+        pyramid_features=logits.shape[1],
+        pyramid_norm="backbone.fpn.inner_blocks.0.1.weight" in found,
+        rpn_convs=count(r"rpn\.head\.conv\.(\d+)\.0\.weight"),
+        head_convs=count(r"roi_heads\.box_head\.(\d+)\.0\.weight"),
+        head_features=scores.shape[1],
+    )
+    n_classes = len(scores) - 1
+    names = published.COCO_CLASSES if n_classes == len(published.COCO_CLASSES) else None
+    return Description(
+        architecture=_with_backbone(common, found),
+        classes=names or tuple(f"class {i + 1}" for i in range(n_classes)),
+        category_ids=tuple(range(1, n_classes + 1)),
+        canvases=ShortSide(320, 640) if "_320_" in key else ShortSide(),
+        detect=_detect_options(found, small="_320_" in key),
+    )
+
+
+def _count(names: Mapping[str, Any], pattern: str) -> int:
+    return len({match[1] for name in names if (match := re.fullmatch(pattern, name))})
+
+
+def _with_backbone(common: Architecture, found: Mapping[str, np.ndarray]) -> Architecture:
+    replace = functools.partial(dataclasses.replace, common)
+    if "backbone.body.16.0.weight" in found:
+        like = architectures.MOBILENET_FPN
+        return replace(
+            backbone=like.backbone, n_frozen=like.n_frozen, anchor_sizes=like.anchor_sizes
+        )
+    stages = tuple(
+        _count(found, rf"backbone\.body\.layer{i}\.(\d+)\.conv1\.weight") for i in range(1, 5)
+    )
+    bottleneck = "backbone.body.layer1.0.conv3.weight" in found
+    stem = found.get("backbone.body.conv1.weight")
+    depth = _DEPTHS.get((stages, bottleneck))
+    if depth is None or stem is None:
+        raise WeightsError(
+            f"a backbone with stages of {stages} blocks is not known here; it seems to be "
+            f"{families.describe(found)}."
+        )
+    return replace(depth=depth, width=len(stem))
+
+
+def _detect_options(found: Mapping[str, np.ndarray], *, small: bool) -> DetectOptions:
+    """What torchvision detects with."""
+    if "backbone.body.0.0.weight" not in found:
+        return DetectOptions()
+    most = 150 if small else 1000
+    return DetectOptions(
+        proposals=ProposalOptions(pre_nms=most, post_nms=most, score_threshold=0.05)
+    )
+
+
+def variable_shapes(num_classes: int, architecture: Architecture) -> Any:
+    """Returns the shapes and types of a detector's variables; makes no arrays.
+
+    Args:
+      num_classes: Of objects; background is one more.
+      architecture: Of the detector.
+    """
+    images = Images(
+        jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    )
+    return jax.eval_shape(
+        architectures.build(num_classes, architecture).init, jax.random.key(0), images
+    )
+
+
+def with_new_head(variables: Any, fresh: Any) -> Any:
+    """Returns variables with the last layers of others: a head for other classes.
+
+    Args:
+      variables: Of a trained detector.
+      fresh: Of the same network for as many classes as are wanted, such as just drawn ones.
+    """
+    heads = variables["params"]["roi_heads"]
+    new = {"box_predictor": fresh["params"]["roi_heads"]["box_predictor"]}
+    return variables | {"params": variables["params"] | {"roi_heads": heads | new}}

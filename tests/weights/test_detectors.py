@@ -1,0 +1,158 @@
+import dataclasses
+import hashlib
+import json
+
+import faster_rcnn_cases as cases
+import jax
+import numpy as np
+import pytest
+
+from jaxdet.data.resize import ShortSide
+from jaxdet.systems import architectures
+from jaxdet.systems.architectures import Architecture
+from jaxdet.weights import detectors, download, files, published, torchvision
+from jaxdet.weights.description import Description
+from jaxdet.weights.tensor_pickle import WeightsError
+
+# What torchvision's files can be of, on narrow layers.
+SMALL = Architecture(
+    depth=18, width=8, n_frozen=2, pyramid_features=8, head_features=8, norm="frozen"
+)
+V2 = dataclasses.replace(
+    SMALL, depth=50, norm="batch", pyramid_norm=True, rpn_convs=2, head_convs=4
+)
+MOBILE = dataclasses.replace(architectures.MOBILENET_FPN, pyramid_features=8, head_features=8)
+
+
+def drawn(architecture, num_classes=3):
+    shapes = detectors.variable_shapes(num_classes, architecture)
+    return jax.device_get(cases.drawn(shapes))
+
+
+def state_dict_of(architecture, num_classes=3):
+    state_dict = torchvision.to_state_dict(drawn(architecture, num_classes))
+    counted = architecture.norm == "batch"
+    names = [n for n in state_dict if counted or not n.endswith(torchvision.COUNTER)]
+    return {name: state_dict[name] for name in names}
+
+
+@pytest.mark.parametrize("architecture", [SMALL, V2, MOBILE])
+def test_the_network_is_told_by_its_tensors(architecture):
+    described = detectors.describe(state_dict_of(architecture))
+    assert described.architecture == architecture
+    assert described.classes == ("class 1", "class 2", "class 3")
+    assert described.category_ids == (1, 2, 3)
+    assert described.canvases == ShortSide(800, 1333)
+    mobile = architecture is MOBILE
+    assert described.detect.proposals.score_threshold == (0.05 if mobile else 0)
+
+
+@pytest.mark.parametrize(
+    "name, epsilon, short, n_proposals",
+    [
+        ("fasterrcnn_resnet50_fpn", 0.0, 800, 1000),
+        ("fasterrcnn_resnet50_fpn_v2", 1e-5, 800, 1000),
+        ("fasterrcnn_mobilenet_v3_large_fpn", 1e-5, 800, 1000),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", 1e-5, 320, 150),
+    ],
+)
+def test_what_only_a_published_files_name_tells(name, epsilon, short, n_proposals):
+    file_name = published.FILES[f"{name}:COCO_V1"]
+    architecture = MOBILE if "mobile" in name else V2 if "v2" in name else SMALL
+    described = detectors.describe(state_dict_of(architecture), file_name=file_name)
+    assert described.architecture.norm_epsilon == epsilon
+    assert described.canvases.min_size == short
+    assert described.detect.proposals.post_nms == n_proposals
+
+
+def test_ninety_classes_are_cocos():
+    described = detectors.describe(state_dict_of(SMALL, 90))
+    assert described.classes == published.COCO_CLASSES
+    assert described.category_ids[-1] == 90
+
+
+def test_load_with_changes(tmp_path):
+    path = tmp_path / "a.pth"
+    files.write(path, state_dict_of(SMALL))
+    loaded = detectors.load(path, norm_epsilon=0.5, canvases=[(64, 64)], classes=["a", "b", "c"])
+    assert loaded.description.architecture.norm_epsilon == 0.5
+    assert loaded.description.canvases == ((64, 64),)
+    assert loaded.description.classes == ("a", "b", "c")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, drawn(SMALL))
+    with pytest.raises(WeightsError, match=r"a\.pth: it knows 3 classes, not 1"):
+        detectors.load(path, classes=["a"])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_save_and_load(tmp_path, suffix):
+    described = Description(SMALL, ("a", "b"), (3, 7), ((64, 64),), cases.DETECT)
+    path = tmp_path / f"a{suffix}"
+    detectors.save(path, detectors.Detector(described, drawn(SMALL, 2)))
+    loaded = detectors.load(path)
+    if suffix == ".safetensors":
+        assert loaded.description == described
+    else:  # It has counters, as of norms that are trained.
+        assert loaded.description.classes == ("class 1", "class 2")
+    assert jax.tree.leaves(loaded.variables["params"])[0].dtype == np.float32
+
+
+def test_checkpoints_there_and_back(tmp_path):
+    described = Description(SMALL, ("a", "b"), (3, 7), ShortSide(96, 160), cases.DETECT)
+    before = detectors.Detector(described, drawn(SMALL, 2))
+    detectors.save_checkpoint(tmp_path / "run", before)
+    after = detectors.load_checkpoint(tmp_path / "run")
+    assert after.description == described
+    for kind, tree in before.variables.items():
+        jax.tree.map(np.testing.assert_array_equal, after.variables[kind], tree)
+    with pytest.raises(ValueError, match="new or empty"):
+        detectors.save_checkpoint(tmp_path / "run", before)
+
+
+def test_published_names_are_downloaded(tmp_path, monkeypatch):
+    path = tmp_path / "x.pth"
+    files.write(path, state_dict_of(SMALL))
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    path = path.rename(tmp_path / f"fasterrcnn_small-{digits}.pth")
+    monkeypatch.setitem(published.FILES, "fasterrcnn_small:V1", path.name)
+    monkeypatch.setattr(download, "fetch", lambda url, progress: tmp_path / url.split("/")[-1])
+    assert detectors.load("fasterrcnn_small").description.architecture == SMALL
+    with pytest.raises(ValueError, match="no published weights 'fasterrcnn'"):
+        detectors.load("fasterrcnn")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: {"fc.weight": np.ones(2), "layer1.0.x": np.ones(2)}, "no Faster.*ResNet class"),
+        (
+            lambda s: {k: v for k, v in s.items() if "layer4.1" not in k},
+            r"stages of \(2, 2, 2, 1\)",
+        ),
+        (lambda s: {k: v for k, v in s.items() if "fc6" not in k}, r"missing: .*fc6\.bias"),
+    ],
+)
+def test_wrong_architectures(tmp_path, change, message):
+    path = tmp_path / "a.safetensors"
+    files.write(path, change(state_dict_of(SMALL)))
+    with pytest.raises(WeightsError, match=rf"a\.safetensors: [\s\S]*{message}"):
+        detectors.load(path)
+
+
+def test_a_damaged_description(tmp_path):
+    path = tmp_path / "a.safetensors"
+    files.write(path, state_dict_of(SMALL), texts={"jaxdet": json.dumps({"system": "yolo"})})
+    with pytest.raises(WeightsError, match="'yolo'"):
+        detectors.load(path)
+
+
+def test_a_new_head():
+    old, fresh = drawn(SMALL, 3), drawn(SMALL, 5)
+    new = detectors.with_new_head(old, jax.tree.map(lambda x: x + 1, fresh))
+    shapes = detectors.variable_shapes(5, SMALL)
+    assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, shapes)
+    heads = new["params"]["roi_heads"]
+    want = fresh["params"]["roi_heads"]["box_predictor"]["cls_score"]["bias"] + 1
+    np.testing.assert_array_equal(heads["box_predictor"]["cls_score"]["bias"], want)
+    kept = old["params"]["roi_heads"]["box_head"]
+    jax.tree.map(np.testing.assert_array_equal, heads["box_head"], kept)
+    assert old["params"]["roi_heads"]["box_predictor"]["cls_score"]["bias"].shape == (4,)
