@@ -124,6 +124,20 @@ def test_vmap_and_its_gradient_are_the_images_one_by_one(rng):
     )
 
 
+def test_images_take_turns_under_vmap(rng):
+    buffers, where = jax.tree.map(
+        lambda *x: jnp.stack(x), *[random_inputs(rng, 4) for _ in range(3)]
+    )
+
+    def total(buffer, starts, where):
+        return bin_sums(Grid((2, 2), wedges), buffer, where._replace(starts=starts)).sum()
+
+    grad = jax.vmap(jax.grad(total, argnums=(0, 1)))
+    program = str(jax.make_jaxpr(grad)(buffers, where.starts, where))
+    # A batched loop would ask each of the three whether it goes on.
+    assert "while[" in program and "bool[3]" not in program
+
+
 @pytest.mark.parametrize("n_images", [1, 3])
 def test_memory_does_not_grow_with_the_cells_of_bins(n_images):
     n, size, c = 200, (7, 7), 16

@@ -8,7 +8,8 @@ import pytest
 import roi_cases
 from jax.test_util import check_grads
 
-from jaxdet.regions.roi_align import CHUNK, pyramid_roi_align, roi_align
+from jaxdet.regions import places
+from jaxdet.regions.roi_align import CHUNK, pyramid_roi_align, roi_align, taps
 
 SCALES = (1 / 2, 1 / 4, 1 / 8)
 
@@ -61,6 +62,31 @@ def test_matches_oracle(rng, aligned):
 @pytest.mark.parametrize("cases", roi_cases.groups("align"))
 def test_matches_torchvision(cases):
     roi_cases.compare(roi_align, cases, atol=3e-6)
+
+
+def test_samples_at_the_border_of_the_map_are_those_of_float32(rng):
+    # Boxes in whole cells put many samples at -1 or 7, of which the last bit decides.
+    low = rng.integers(-40, 8, (20_000, 2))
+    boxes = np.hstack([low, low + rng.integers(1, 60, low.shape)]).astype(np.float32)
+
+    @jax.jit
+    def inside(boxes):
+        where = places.locate(
+            (jnp.zeros((7, 7, 1)),),
+            boxes,
+            jnp.zeros(len(boxes), int),
+            spatial_scales=(1.0,),
+            aligned=True,
+        )
+        _, _, y_weights, _ = taps(where, (7, 7), sampling_ratio=3)
+        return y_weights.sum(-1)
+
+    start, bin_side = boxes[:, 1] - np.float32(0.5), (boxes[:, 3] - boxes[:, 1]) / np.float32(7)
+    bins, samples = np.arange(7, dtype=np.float32), np.arange(3, dtype=np.float32) + np.float32(0.5)
+    position = start[:, None] + bins * bin_side[:, None]
+    position = position[..., None] + samples * bin_side[:, None, None] / np.float32(3)
+    want = ((position >= -1) & (position <= 7)).mean(-1)
+    np.testing.assert_allclose(inside(jnp.asarray(boxes)), want, atol=1e-5)
 
 
 def test_linear_in_features(rng):
