@@ -31,10 +31,13 @@ SINGLE_LEVEL = dataclasses.replace(
 )
 # One stage and an extra level.
 AGNOSTIC = dataclasses.replace(PYRAMID, norm="frozen", n_stages=1, class_agnostic=True)
+# As torchvision's second version.
+NORMED = dataclasses.replace(PYRAMID, pyramid_norm=True, rpn_convs=2, head_convs=2)
 VARIANTS = {
     "pyramid, batch norm": PYRAMID,
     "single level, group norm": SINGLE_LEVEL,
     "class-agnostic, frozen norm": AGNOSTIC,
+    "norms in pyramid and head": NORMED,
 }
 LOSS = LossOptions(
     anchors=RPNTargets(sample_size=32),

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import pathlib
 import signal
@@ -12,13 +13,16 @@ import sys
 import time
 
 import cv2
+import faster_rcnn_cases as cases
 import jax
 import numpy as np
 import pytest
 
-from jaxdet.data import shapes
+from jaxdet.data import shapes, sources
 from jaxdet.systems import faster_rcnn as system
+from jaxdet.systems.architectures import Architecture
 from jaxdet.training import checkpoints, logging, loop, recipes
+from jaxdet.weights import detectors, files, torchvision
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 
@@ -139,6 +143,89 @@ def test_evaluates_a_checkpoint_and_a_results_file_alike(run, data_dir, tmp_path
         assert found.metrics["AP"] == pytest.approx(metrics["AP"], abs=1e-6)
     with pytest.raises(ValueError, match="either"):
         evaluate.main(evaluate.Config(**common, out=tmp_path / "c"))
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    """A state dict of torchvision's names, of a narrow network for three classes."""
+    spec = Architecture(depth=18, width=8, n_frozen=2, pyramid_features=8, head_features=8)
+    drawn = cases.drawn(detectors.variable_shapes(3, spec))
+    path = tmp_path_factory.mktemp("weights") / "narrow.pth"
+    state_dict = torchvision.to_state_dict(jax.device_get(drawn))
+    counted = [name for name in state_dict if name.endswith(torchvision.COUNTER)]
+    files.write(path, {name: x for name, x in state_dict.items() if name not in counted})
+    return path
+
+
+def test_fine_tunes_from_weights(weights_file, data_dir, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["smoke", "--data-dir", data_dir, "--out", out, "--steps", 4]
+    run_script("faster_rcnn", [*arguments, "--weights", weights_file, "--fine-tune-rate", 1e-3])
+    detector = detectors.load_checkpoint(out)
+    begun = detectors.load(weights_file)
+    assert detector.description.architecture == begun.description.architecture
+    assert len(detector.description.classes) == 8
+    body, before = (d.variables["params"]["backbone"]["body"] for d in (detector, begun))
+    kept, trained = "layer1", "layer2"
+    jax.tree.map(np.testing.assert_array_equal, body[kept], before[kept])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), body[trained], before[trained])
+    assert all(0 < x < 0.1 for x in jax.tree.leaves(moved))
+
+
+def test_predicts_and_evaluates_with_weights(weights_file, data_dir, tmp_path):
+    source = shapes.load("test", data_dir=data_dir, config=shapes.TINY)
+    picture = tmp_path / "scene.png"
+    cv2.imwrite(str(picture), source.read(0)[..., ::-1])
+    sized = tmp_path / "sized.safetensors"
+    convert = load("convert")
+    names = source.classes[:3]
+    convert.main(convert.Config(str(weights_file), sized, names, min_size=64, max_size=128))
+    predict = load("predict")
+    config = predict.Config((picture,), weights=str(sized), out=tmp_path / "found")
+    rows = predict.main(config)
+    assert json.loads((tmp_path / "found" / "detections.json").read_text()) == rows
+    described = json.loads((tmp_path / "found" / "pictures.json").read_text())
+    assert [c["name"] for c in described["categories"]] == list(names)
+    with pytest.raises(ValueError, match="either"):
+        predict.main(predict.Config((picture,)))
+
+    truth = sources.to_coco(source)
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(truth["images"][:2]):
+        image["file_name"] = f"{i}.png"
+        cv2.imwrite(str(tmp_path / "images" / f"{i}.png"), source.read(i)[..., ::-1])
+    kept = [image["id"] for image in truth["images"][:2]]
+    truth["images"] = truth["images"][:2]
+    truth["categories"] = truth["categories"][1:3]
+    numbers = [c["id"] for c in truth["categories"]]
+    truth["annotations"] = [
+        a for a in truth["annotations"] if a["image_id"] in kept and a["category_id"] in numbers
+    ]
+    (tmp_path / "trainval.json").write_text(json.dumps(truth))
+    evaluate = load("evaluate")
+    config = evaluate.Config(
+        data=str(tmp_path / "trainval.json"),
+        split="trainval",
+        images=tmp_path / "images",
+        weights=str(sized),
+        out=tmp_path / "evaluated",
+    )
+    found = evaluate.main(config)
+    # The first class is not in the data: what is found of it is left out.
+    assert list(found.per_class) == list(names[1:])
+
+
+def test_converts_there_and_back(weights_file, tmp_path):
+    convert = load("convert")
+    steps = [weights_file, tmp_path / "a.safetensors", tmp_path / "run", tmp_path / "b.pth"]
+    for before, after in itertools.pairwise(steps):
+        convert.main(convert.Config(str(before), after))
+    first, last = files.read(weights_file)[0], files.read(steps[-1])[0]
+    for name, array in first.items():
+        np.testing.assert_array_equal(last[name], array)
+    assert {name.rpartition(".")[2] for name in last.keys() - first.keys()} == {torchvision.COUNTER}
+    with pytest.raises(ValueError, match="new or empty"):
+        convert.main(convert.Config(str(weights_file), tmp_path / "run"))
 
 
 def test_trains_on_a_voc_folder_with_two_canvases(tmp_path):

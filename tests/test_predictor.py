@@ -195,6 +195,17 @@ def test_loaded_detector_runs_on_all_devices(trained, source):
         assert row["category_id"] in CATEGORY_IDS and 0.01 <= row["score"] <= 1
 
 
+def test_a_source_may_have_fewer_classes(trained, source):
+    finder, variables = predictor.load(trained[0])
+    everything = predictor.detect_source(finder, variables, source, batch_size=2)
+    dogs = Source("dogs", ("dog",), source.annotations, source.read, (40,))
+    rows = predictor.detect_source(finder, variables, dogs, batch_size=2)
+    assert rows == [r | {"category_id": 40} for r in everything if r["category_id"] == 7]
+    birds = Source("birds", ("dog", "bird"), source.annotations, source.read)
+    with pytest.raises(ValueError, match="does not know bird, it knows cat, dog"):
+        predictor.detect_source(finder, variables, birds, batch_size=2)
+
+
 def test_checkpoints_of_other_systems_are_refused(tmp_path):
     saved = checkpoints.Checkpoints(tmp_path, metadata={"system": "yolo"})
     saved.save_last(

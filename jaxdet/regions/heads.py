@@ -91,6 +91,7 @@ class _HeadConv(nn.Module):
         norm = nn.BatchNorm(
             use_running_average=not train,
             momentum=0.9,
+            use_fast_variance=False,
             axis_name=self.axis_name,
             dtype=self.dtype,
             name="1",

@@ -25,7 +25,7 @@ class Architecture:
 
     backbone: Literal["resnet", "mobilenet_v3_large"] = "resnet"
     """`depth`, `width`, `n_stages` and `first_stage` are of the residual network."""
-    depth: Literal[18, 34, 50, 101] = 50
+    depth: Literal[18, 34, 50, 101, 152] = 50
     """Layers of the residual network."""
     width: int = 64
     """Channels of its first stage."""
@@ -105,7 +105,13 @@ def build(
       dtype: Of the layers; boxes and losses are float32 always.
     """
     spec = architecture
-    batch_norm = functools.partial(norm.BatchNorm, axis_name=axis_name, epsilon=spec.norm_epsilon)
+    # The fast variance, E[x^2] - E[x]^2, costs gradients their fourth digit.
+    batch_norm = functools.partial(
+        norm.BatchNorm,
+        axis_name=axis_name,
+        epsilon=spec.norm_epsilon,
+        use_fast_variance=False,
+    )
     backbone = _backbone(spec, batch_norm, dtype)
     if spec.head_convs:
         head = heads.ConvHead(

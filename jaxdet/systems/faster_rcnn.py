@@ -163,11 +163,7 @@ def _loss(
     sample = jax.vmap(sample_rois)(
         keys[:, 1], proposals.boxes, proposals.valid, truth, objects, regions
     )
-    # A picture that only fills the batch has boxes, but no place in the statistics.
-    real = batch.records >= 0
-    head = model.classify(
-        pyramid, sample.boxes, images, valid=sample.valid & real[:, None], train=train
-    )
+    head = model.classify(pyramid, sample.boxes, images, valid=sample.valid, train=train)
     roi_terms = jax.vmap(functools.partial(roi_loss.box_head_loss, beta=options.beta))(head, sample)
 
     hits = (jnp.argmax(head.logits, axis=-1) == sample.labels) & sample.positive
@@ -178,6 +174,7 @@ def _loss(
     }
     # Sums over images; the step divides once all devices have added theirs. A picture that only
     # fills the batch has anchors, all of them background: it must not count.
+    real = batch.records >= 0
     return jax.tree.map(lambda x: jnp.sum(jnp.where(real, x, 0)), (rpn_terms | roi_terms, metrics))
 
 

@@ -32,6 +32,7 @@ _DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((3, 4, 6, 3), False): 34,
     ((3, 4, 6, 3), True): 50,
     ((3, 4, 23, 3), True): 101,
+    ((3, 8, 36, 3), True): 152,
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 from jaxdet.data import epochs, pipeline
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Annotation, Bitmap, Polygons, Source
+from jaxdet.data.resize import ShortSide
 
 SIZES = [(32, 32)] * 12 + [(20, 40)] * 6
 CANVASES = ((32, 32), (24, 48))
@@ -285,6 +286,29 @@ def test_eval_with_masks_and_keypoints():
             known = [True, True, False][:n] + [False] * (3 - n)
             assert batch.instances.masks[row].any(axis=(1, 2)).tolist() == known
             assert (batch.instances.keypoints[row, :n, :, 2] > 0).all()
+
+
+def test_eval_by_a_rule_for_sizes():
+    """Each image on its own canvas, resized as torchvision does, boxes too."""
+    source = make_source([(20, 40), (30, 30), (21, 40)], counts=(1,))
+    rule = ShortSide(40, 64, 16)
+    batches = list(
+        pipeline.iterate(pipeline.eval_pipeline(source, canvases=rule, batch_size=2), threads=0)
+    )
+    assert [batch.records.tolist() for batch in batches] == [[0, -1], [1, -1], [2, -1]]
+    shapes = [(32, 64), (48, 48), (48, 64)]
+    assert [batch.images.pixels.shape for batch in batches] == [(2, *s, 3) for s in shapes]
+    sizes = [(32, 64), (40, 40), (33, 64)]
+    assert [tuple(batch.images.sizes[0]) for batch in batches] == sizes
+    for batch, (height, width), index in zip(batches, sizes, range(3), strict=True):
+        pixels = batch.images.pixels
+        assert pixels.dtype == np.float32
+        np.testing.assert_allclose(pixels[0, :height, :width], source.read(index)[0, 0, 0])
+        assert not pixels[0, height:].any() and not pixels[0, :, width:].any()
+        old_height, old_width = source.annotations[index].size
+        scale = np.array([width / old_width, height / old_height] * 2)
+        want = source.annotations[index].boxes[0] * scale
+        np.testing.assert_allclose(batch.instances.boxes[0, 0], want, rtol=1e-6)
 
 
 def test_eval_over_processes():

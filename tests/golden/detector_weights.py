@@ -133,14 +133,13 @@ def training_state_dict(shapes):
 
 
 def training_batch():
-    """Two pictures on one canvas of (96, 128), the second narrower, with boxes of three classes."""
-    sizes = [(96, 128), (96, 96)]
+    """Two pictures on one canvas of (64, 96), the second narrower, with boxes of three classes."""
     boxes = [
-        [[10, 12, 50, 60], [60, 20, 118, 90], [30, 50, 62, 82], [90, 4, 122, 30]],
-        [[8, 8, 70, 88], [50, 40, 92, 84], [20, 60, 44, 90]],
+        [[6, 8, 34, 40], [40, 10, 90, 60], [20, 34, 44, 56], [70, 2, 92, 20]],
+        [[4, 6, 50, 58], [34, 28, 62, 56], [14, 40, 32, 62]],
     ]
     labels = [[1, 2, 3, 1], [3, 2, 1]]
-    return [picture(100 + i, size) for i, size in enumerate(sizes)], boxes, labels
+    return [picture(100, (64, 96)), picture(101, (64, 64))], boxes, labels
 
 
 def directions(name, shape, n=4):

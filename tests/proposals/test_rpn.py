@@ -75,6 +75,25 @@ def test_a_picture_of_no_size_has_no_proposals(run_propose):
     assert not valid.any() and not boxes.any() and not logits.any()
 
 
+def test_unlikely_boxes_are_dropped(run_propose):
+    apart = [[20 * i, 0, 20 * i + 10, 10] for i in range(3)]
+    # Probabilities 0.88, 0.5 and 0.12.
+    for threshold, n in [(0.0, 3), (0.2, 2), (0.5, 2), (0.6, 1), (0.95, 0)]:
+        _, _, valid = run_propose([2.0, 0.0, -2.0], apart, score_threshold=threshold)
+        assert valid.sum() == n, threshold
+
+
+def test_probabilities_that_are_one_tie(run_propose):
+    """In float32; then the first level comes first, as in torchvision."""
+    boxes, logits, _ = run_propose(
+        [20.0, 30.0, 2.0, 40.0],
+        [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]],
+        level_sizes=(2, 2),
+    )
+    np.testing.assert_array_equal(logits, [30, 20, 40, 2])
+    np.testing.assert_array_equal(boxes[:, 0], [20, 0, 60, 40])
+
+
 def test_wild_deltas_stay_finite(run_propose):
     deltas = [[1e30, -1e30, 1e30, 1e30], [0.0, 0.0, -1e30, 0.0]]
     boxes, _, valid = run_propose([1, 2], [[0, 0, 9, 9], [0, 0, 9, 9]], deltas=deltas)

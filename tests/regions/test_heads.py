@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,31 @@ def test_two_layers_by_hand(rng):
         got, np.maximum(hidden @ params["fc7"]["kernel"], 0), rtol=1e-4, atol=1e-6
     )
     assert got.shape == (4, 3)
+
+
+def test_statistics_are_those_of_the_valid_boxes(rng):
+    module = heads.ConvHead(1, features=2, dense_features=4)
+    x = jnp.asarray(rng.normal(size=(6, 3, 3, 2)), jnp.float32)
+    valid = jnp.array([True, True, False, True, False, False])
+    variables = module.init(jax.random.key(0), x, valid, train=False)
+
+    def run(x, valid):
+        return module.apply(variables, x, valid, train=True, mutable=["batch_stats"])
+
+    rows = np.flatnonzero(valid)
+    got, moved = run(x, valid)
+    want, moved_alone = run(x[rows], jnp.ones(3, bool))
+    np.testing.assert_allclose(got[rows], want, rtol=1e-5, atol=1e-5)
+    other, moved_other = run(jnp.where(valid.reshape(-1, 1, 1, 1), x, 9.0), valid)
+    np.testing.assert_allclose(other[rows], want, rtol=1e-5, atol=1e-5)
+    for stats in (moved_alone, moved_other):
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+        jax.tree.map(close, moved, stats)
+    # Without training, each box is for itself.
+    plain = module.apply(variables, x, valid, train=False)
+    np.testing.assert_allclose(
+        plain[:2], module.apply(variables, x[:2], valid[:2], train=False), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_no_boxes():
