@@ -7,7 +7,6 @@ Writes    OUT/findings.txt: every fault and remark, with file and field; OUT/PAR
 
 import dataclasses
 import pathlib
-import sys
 from typing import Annotated, Literal
 
 import cv2
@@ -144,9 +143,5 @@ def contact_sheet(source: Source, n_pictures: int) -> np.ndarray | None:
 
 
 if __name__ == "__main__":
-    try:
-        found = main(tyro.cli(Config, description=recipes.help_text(__doc__)))
-    except ValueError as fault:
-        print(fault, file=sys.stderr)
-        raise SystemExit(1) from None
+    found = recipes.run_script(main, Config, description=__doc__ or "")
     raise SystemExit(any(report.faults for _, report in found.values()))

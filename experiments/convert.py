@@ -9,7 +9,6 @@ Writes    TARGET: a file if it ends in .pth, .pt or .safetensors, else a folder 
 
 import dataclasses
 import pathlib
-import sys
 
 import tyro
 
@@ -56,8 +55,4 @@ def main(config: Config) -> detectors.Detector:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=recipes.help_text(__doc__)))
-    except ValueError as fault:
-        print(fault, file=sys.stderr)
-        raise SystemExit(1) from None
+    recipes.run_script(main, Config, description=__doc__ or "")

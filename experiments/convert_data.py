@@ -8,7 +8,6 @@ Writes    coco: OUT/annotations/instances_PART.json, captions_PART.json, picture
 
 import dataclasses
 import pathlib
-import sys
 from typing import Annotated, Literal
 
 import tyro
@@ -68,8 +67,6 @@ def read_parts(config: Config) -> dict[str, Source]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=recipes.help_text(__doc__)))
-    except (ValueError, FileExistsError) as fault:
-        print(fault, file=sys.stderr)
-        raise SystemExit(1) from None
+    recipes.run_script(
+        main, Config, description=__doc__ or "", faults=(ValueError, FileExistsError)
+    )

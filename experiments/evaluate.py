@@ -10,11 +10,9 @@ Writes    OUT/detections.json, OUT/results.json, OUT/precision_recall.png, OUT/p
 import dataclasses
 import json
 import pathlib
-import sys
 from typing import Literal
 
 import tqdm
-import tyro
 
 from jaxdet import predictor
 from jaxdet.data import sources
@@ -121,8 +119,4 @@ def main(config: Config) -> coco.Evaluation:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=recipes.help_text(__doc__)))
-    except ValueError as fault:
-        print(fault, file=sys.stderr)
-        raise SystemExit(1) from None
+    recipes.run_script(main, Config, description=__doc__ or "")

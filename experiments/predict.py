@@ -10,7 +10,6 @@ Writes    OUT/*.png, one a picture, boxes with class names and scores;
 import dataclasses
 import json
 import pathlib
-import sys
 
 import tqdm
 import tyro
@@ -99,8 +98,4 @@ def main(config: Config) -> list[dict]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=recipes.help_text(__doc__)))
-    except ValueError as fault:
-        print(fault, file=sys.stderr)
-        raise SystemExit(1) from None
+    recipes.run_script(main, Config, description=__doc__ or "")

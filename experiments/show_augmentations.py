@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-import tyro
 
 from jaxdet.data import segments, sources, transforms
 from jaxdet.data.augment import Augmentation, augment
@@ -19,6 +18,7 @@ from jaxdet.data.compose import Picture
 from jaxdet.data.examples import CachedSource
 from jaxdet.data.records import Source
 from jaxdet.data.windows import LARGE_JITTER, STANDARD_JITTER
+from jaxdet.training import recipes
 from jaxdet.viz import draw, objects
 
 STILL = Augmentation(horizontal_flip=0.0)
@@ -135,4 +135,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    recipes.run_script(main, Config, description=__doc__ or "")

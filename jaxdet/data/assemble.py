@@ -19,7 +19,7 @@ class Found(NamedTuple):
     """One object."""
 
     where: str  # File and field, for messages.
-    box: Box  # xyxy, 0-based, half-open; may reach beyond the picture.
+    box: Box | Float32[np.ndarray, "4"]  # xyxy, 0-based, half-open; may reach beyond the picture.
     label: int  # 1..k.
     crowd: bool = False
     difficult: bool = False

@@ -65,21 +65,6 @@ def segment_mask(segment: Segment, size: tuple[int, int]) -> Bool[np.ndarray, "h
     return canvas
 
 
-def mask_box(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float, float, float]:
-    """The smallest box around a mask, xyxy; zeros around none."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return 0.0, 0.0, 0.0, 0.0
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
-
-
-def polygon_box(segment: Polygons) -> tuple[float, float, float, float]:
-    """The smallest box around the outlines, xyxy."""
-    points = np.concatenate(segment.rings)
-    (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-    return x1, y1, x2, y2
-
-
 def outline(values: Any, size: tuple[int, int], where: str) -> Float32[np.ndarray, "p 2"]:
     """An outline from the x, y, x, y, ... of somebody's file, checked.
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdet.data import segments
 from jaxdet.data.assemble import Found, assemble
-from jaxdet.data.coco_masks import mask_box
 from jaxdet.data.pictures import SUFFIXES, PictureFiles, read_header, read_mask
-from jaxdet.data.records import Annotation, DataError, Source, StoredBitmap
+from jaxdet.data.records import Annotation, Bitmap, DataError, Source, StoredBitmap
 from jaxdet.data.reports import Report, reporting
 
 UNMASKED = "Pictures without a folder of masks, left out"
@@ -118,9 +118,10 @@ def _object(
             f"{path}: the mask is {mask.shape[0]} x {mask.shape[1]} (height x width), its picture "
             f"{size[0]} x {size[1]}. Write it again."
         )
+    box = segments.segment_box(Bitmap(mask, (0, 0)))
     segment = StoredBitmap(functools.partial(read_mask, path))
     label = classes.index(name) + 1
-    return Found(str(path), mask_box(mask), label, area=float(np.sum(mask)), segment=segment)
+    return Found(str(path), box, label, area=float(np.sum(mask)), segment=segment)
 
 
 def _class_of(path: pathlib.Path) -> str | None:

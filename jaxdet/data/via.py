@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdet.data import segments
 from jaxdet.data.assemble import Box, Found, assemble
-from jaxdet.data.coco_masks import outline, polygon_box
+from jaxdet.data.coco_masks import outline
 from jaxdet.data.fields import field, numbers, read_json, short
 from jaxdet.data.find_pictures import find_pictures
 from jaxdet.data.pictures import PictureFiles, read_header
@@ -194,7 +195,7 @@ def _objects(
         box: Box = (float(x), float(y), float(x + width), float(y + height))
         return [Found(region.where, box, label)]
     segment = Polygons((outline(_corners(shape, kind, where), size, where),))
-    return [Found(region.where, polygon_box(segment), label, segment=segment)]
+    return [Found(region.where, segments.segment_box(segment), label, segment=segment)]
 
 
 def _corners(shape: dict[str, Any], kind: Any, where: str) -> list[float]:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from jaxdet.data import segments
 from jaxdet.data.assemble import Found, assemble
 from jaxdet.data.coco_json import MAX_KEYPOINTS
-from jaxdet.data.coco_masks import outline, polygon_box
+from jaxdet.data.coco_masks import outline
 from jaxdet.data.fields import short
 from jaxdet.data.pictures import SUFFIXES, PictureFiles, read_header
 from jaxdet.data.records import DataError, Polygons, Source
@@ -230,7 +231,7 @@ def _object(
         )
     if not is_box:
         segment = Polygons((outline((points * scale[None]).reshape(-1).tolist(), size, where),))
-        return Found(where, polygon_box(segment), label, segment=segment)
+        return Found(where, segments.segment_box(segment), label, segment=segment)
     center, side = points * scale[None]
     x1, y1, x2, y2 = np.concatenate([center - side / 2, center + side / 2]).tolist()
     keypoints = None

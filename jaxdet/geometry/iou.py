@@ -133,7 +133,19 @@ def pairwise_intersection_over_first(
       Overlaps, 0 to 1; 0 where one of the two has no area.
     """
     first, second = _rows(a), _columns(b)
-    return _ratio(_intersection(first, second), _area(first))
+    return ratio(_intersection(first, second), _area(first))
+
+
+def ratio(part: Float[Array, "*b"], whole: Float[Array, "*#b"]) -> Float[Array, "*b"]:
+    """Returns part / whole, 0 where there is no whole: an overlap of shapes of any kind.
+
+    Args:
+      part: An area, or another measure.
+      whole: Of the same measure; under 1e-16 it counts as none, and has no gradient.
+    """
+    # The inner `where` keeps 0 / 0 out of the gradient.
+    positive = whole > TINY
+    return jnp.where(positive, part / jnp.where(positive, whole, 1), 0)
 
 
 def _aligned(boxes: Float[Array, "*b 4"]) -> _Sides:
@@ -175,14 +187,14 @@ def _around(a: _Sides, b: _Sides) -> _Sides:
 
 def _iou(a: _Sides, b: _Sides) -> Array:
     shared = _intersection(a, b)
-    return _ratio(shared, _area(a) + _area(b) - shared)
+    return ratio(shared, _area(a) + _area(b) - shared)
 
 
 def _giou(a: _Sides, b: _Sides) -> Array:
     shared = _intersection(a, b)
     union = _area(a) + _area(b) - shared
     hull = _area(_around(a, b))
-    return _ratio(shared, union) - _ratio(hull - union, hull)
+    return ratio(shared, union) - ratio(hull - union, hull)
 
 
 def _diou(a: _Sides, b: _Sides) -> Array:
@@ -191,12 +203,12 @@ def _diou(a: _Sides, b: _Sides) -> Array:
     distance_x = (a[0] + a[2]) / 2 - (b[0] + b[2]) / 2
     distance_y = (a[1] + a[3]) / 2 - (b[1] + b[3]) / 2
     # Above 1 only where corners are in the wrong order.
-    return _iou(a, b) - jnp.minimum(_ratio(distance_x**2 + distance_y**2, diagonal), 1)
+    return _iou(a, b) - jnp.minimum(ratio(distance_x**2 + distance_y**2, diagonal), 1)
 
 
 def _ciou(a: _Sides, b: _Sides) -> Array:
     v = (2 / np.pi * (_aspect(a) - _aspect(b))) ** 2
-    alpha = lax.stop_gradient(_ratio(v, 1 - _iou(a, b) + v))
+    alpha = lax.stop_gradient(ratio(v, 1 - _iou(a, b) + v))
     return _diou(a, b) - alpha * v
 
 
@@ -206,9 +218,3 @@ def _aspect(sides: _Sides) -> Array:
     w, h = _positive(x2 - x1), _positive(y2 - y1)
     solid = w + h > TINY
     return jnp.where(solid, jnp.arctan2(w, jnp.where(solid, h, 1)), 0)
-
-
-def _ratio(part: Array, whole: Array) -> Array:
-    # The inner `where` keeps 0 / 0 out of the gradient.
-    positive = whole > TINY
-    return jnp.where(positive, part / jnp.where(positive, whole, 1), 0)

@@ -18,6 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxdet.geometry import iou as iou_ops
+from jaxdet.geometry import rounding
+
 # Samples of a cell to look at from a pixel: it is touched from less than a pixel away, so by three
 # at most (a cell's samples are 2/3 px apart or more, unless it has two), and one comes before them.
 _TOUCHING = 4
@@ -45,7 +48,7 @@ def mask_iou(a: Bool[Array, "n h w"], b: Bool[Array, "m h w"]) -> Float[Array, "
       Overlaps, 0 to 1.
     """
     shared = _shared(a, b)
-    return _ratio(shared, _area(a)[:, None] + _area(b)[None] - shared)
+    return iou_ops.ratio(shared, _area(a)[:, None] + _area(b)[None] - shared)
 
 
 def mask_intersection_over_first(
@@ -63,7 +66,7 @@ def mask_intersection_over_first(
       Overlaps, 0 to 1.
     """
     shared = _shared(a, b)
-    return _ratio(shared, jnp.broadcast_to(_area(a)[:, None], shared.shape))
+    return iou_ops.ratio(shared, _area(a)[:, None])
 
 
 def paste_masks(
@@ -149,10 +152,6 @@ def _area(masks: Bool[Array, "n h w"]) -> Float[Array, " n"]:
     return jnp.sum(masks, axis=(1, 2), dtype=jnp.float32)
 
 
-def _ratio(part: Float[Array, "n m"], whole: Float[Array, "n m"]) -> Float[Array, "n m"]:
-    return part / jnp.maximum(whole, 1)
-
-
 def _apply(
     y_weights: Float[Array, "n d c"],
     masks: Float[Array, "n c s"] | Bool[Array, "n c s"],
@@ -175,9 +174,8 @@ def _paste_weights(
 ) -> Float[Array, "n d c"]:
     """What each pixel of an axis takes from each cell of a frame."""
     n_bordered = n_cells + 2
-    # Whole boxes often grow to whole boxes: fused into the sums, the product would be rounded
-    # otherwise, and the cut to whole pixels falls on the other side.
-    half = lax.optimization_barrier((high - low) * 0.5 * (n_bordered / n_cells))
+    # Whole boxes often grow to whole boxes, of which the last bit decides where they are cut.
+    half = rounding.rounded((high - low) * 0.5 * (n_bordered / n_cells))
     center = (low + high) * 0.5
     first, last = (jnp.trunc(end)[:, None] for end in (center - half, center + half))
     n_covered = jnp.maximum(last - first + 1, 1)
@@ -194,7 +192,7 @@ def _crop_weights(
 ) -> Float[Array, "n d c"]:
     """What each cell of a frame takes from each pixel of an axis: the mean over its samples."""
     low, side = (x[:, None, None] for x in (low, jnp.where(high - low > 1, high - low, 1)))
-    n_samples = _ceil_of_ratio(side, n_cells)
+    n_samples = jnp.ceil(rounding.divide(side, n_cells))
     step = side / n_cells / n_samples
     cells = jnp.arange(n_cells, dtype=low.dtype)[None, :, None]
     pixels = jnp.arange(n_pixels, dtype=low.dtype)[None, None, :]
@@ -206,13 +204,6 @@ def _crop_weights(
         counts = (sample >= 0) & (sample < n_samples) & (place >= -1) & (place <= n_pixels)
         total += jnp.where(counts, _hat(jnp.clip(place, 0, n_pixels - 1), pixels), 0)
     return total / n_samples
-
-
-def _ceil_of_ratio(side: Array, n: int) -> Array:
-    """ceil(side / n), exact: compilers multiply with the rounded 1 / n."""
-    guess = jnp.ceil(side / n)
-    guess = jnp.where((guess - 1) * n >= side, guess - 1, guess)
-    return jnp.where(guess * n < side, guess + 1, guess)
 
 
 def _hat(place: Array, center: Array) -> Array:

@@ -167,10 +167,7 @@ def _positive(side: Array) -> Array:
 def _iou(a: _Box, b: _Box) -> Array:
     area_a, area_b = _area(a), _area(b)
     shared = jnp.minimum(_intersection(a, b), jnp.minimum(area_a, area_b))
-    union = area_a + area_b - shared
-    # The inner `where` keeps 0 / 0 out of the gradient.
-    positive = union > iou_ops.TINY
-    return jnp.where(positive, shared / jnp.where(positive, union, 1), 0)
+    return iou_ops.ratio(shared, area_a + area_b - shared)
 
 
 def _intersection(a: _Box, b: _Box) -> Array:

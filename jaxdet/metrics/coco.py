@@ -21,6 +21,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from jaxtyping import Float, Int
 
+from jaxdet import atomic
 from jaxdet.geometry import rle
 from jaxdet.structures import Detections
 
@@ -96,9 +97,8 @@ def write_results(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) ->
     """Writes a COCO results file, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(list(rows), allow_nan=False, separators=(",", ":")))
-    os.replace(unfinished, path)
+    with atomic.replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(list(rows), allow_nan=False, separators=(",", ":")))
 
 
 def read_results(path: str | os.PathLike, *, field: str = "bbox") -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxdet.geometry import rounding
 from jaxdet.regions import bin_sums, places, roi_align
 
 # Two samples of a bin are more than half a cell apart, so that at most four lie within a cell of a
@@ -125,7 +126,7 @@ class _SampledBins(NamedTuple):
 
     def position(self, sample) -> Float[Array, " p"]:
         """Returns where a sample of each bin lies."""
-        step = places.divide((sample + 0.5) * self.side, jnp.maximum(self.n_samples, 1))
+        step = rounding.divide((sample + 0.5) * self.side, jnp.maximum(self.n_samples, 1))
         return self.starts + step
 
     def cell(self, sample) -> Int[Array, " p"]:
@@ -139,6 +140,6 @@ def adaptive_bins(
     """Returns the bins of one box along one axis, for `bin_sums.Grid`."""
     usable = jnp.isfinite(start) & (side > 0) & (side < jnp.inf)
     start, side = jnp.where(usable, start, 0), jnp.where(usable, side, 0)
-    side = places.divide(side, n)
-    starts = start + places.rounded(jnp.arange(n, dtype=side.dtype) * side)
+    side = rounding.divide(side, n)
+    starts = start + rounding.rounded(jnp.arange(n, dtype=side.dtype) * side)
     return _SampledBins(starts, side, lax.stop_gradient(jnp.ceil(side)), limit)

@@ -2,10 +2,8 @@
 
 Shape letters: n boxes, h w c a feature map.
 
-A sample on the border of a map is in or out by its last bit, and so is the last cell of a bin. So
-places are computed as torchvision's operators do, in float32 with every operation rounded. XLA
-would multiply with 1 / n where one divides by a constant n, and fuse products with sums; it does
-neither across a selection.
+Places are computed as torchvision's operators do, in float32 with every operation rounded; see
+`jaxdet.geometry.rounding`.
 """
 
 from typing import NamedTuple
@@ -13,6 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from jaxdet.geometry import rounding
 
 
 class Places(NamedTuple):
@@ -44,7 +44,7 @@ def locate(
         jnp.take(jnp.asarray(table), levels, axis=0, mode="clip")
         for table in (shapes, offsets, scales)
     )
-    corners = rounded(boxes * scale[:, None]) - (0.5 if aligned else 0.0)
+    corners = rounding.rounded(boxes * scale[:, None]) - (0.5 if aligned else 0.0)
     low, high = corners[:, 1::-1], corners[:, :1:-1]
     sides = high - low if aligned else jnp.maximum(high - low, 1.0)
     return Places(low, sides, limits, offset)
@@ -56,13 +56,3 @@ def bins_of(output_size: int | tuple[int, int]) -> tuple[int, int]:
     if min(size) < 1:
         raise ValueError(f"output_size must be at least 1. Got {output_size}")
     return size
-
-
-def rounded(product: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Returns a product, rounded before it is added to something; inf for NaN."""
-    return jnp.where(jnp.isnan(product), jnp.inf, product)
-
-
-def divide(x: Float[Array, "*b"], n: int | Float[Array, "*#b"]) -> Float[Array, "*b"]:
-    """Returns x / n, rounded correctly."""
-    return x / jnp.where(jnp.isnan(x), 1, n).astype(x.dtype)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxdet.geometry import rounding
 from jaxdet.regions import places
 
 # Boxes whose gradients are computed together: few enough for the samples of a vmapped batch to stay
@@ -125,9 +126,9 @@ def _taps(
     start, side, limit = (x[:, axis, None, None] for x in where[:3])
     bins = jnp.arange(n_bins, dtype=start.dtype)[None, :, None]
     samples = jnp.arange(n_samples, dtype=start.dtype)[None, None, :] + 0.5
-    bin_side = places.divide(side, n_bins)
-    position = start + places.rounded(bins * bin_side)
-    position = position + places.divide(samples * bin_side, n_samples)
+    bin_side = rounding.divide(side, n_bins)
+    position = start + rounding.rounded(bins * bin_side)
+    position = position + rounding.divide(samples * bin_side, n_samples)
     low, weights = neighbours(position, limit)
     cells = jnp.stack([low, jnp.minimum(low + 1, limit - 1)], axis=-1)
     shape = (*low.shape[:2], 2 * n_samples)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxdet.geometry import rounding
 from jaxdet.regions import places
 
 # Corners beyond this many cells are cut, so that they are integers of 32 bits and of float32.
@@ -58,7 +59,7 @@ def round_corners(boxes: Float[Array, "n 4"], *, spatial_scale: float) -> Float[
     """Returns corners in cells, rounded to whole ones, halves away from zero."""
     if spatial_scale <= 0:
         raise ValueError(f"spatial_scale must be positive. Got {spatial_scale}")
-    corners = lax.round(places.rounded(boxes * spatial_scale), lax.RoundingMethod.AWAY_FROM_ZERO)
+    corners = lax.round(rounding.rounded(boxes * spatial_scale), lax.RoundingMethod.AWAY_FROM_ZERO)
     return jnp.clip(corners, -FAR, FAR)
 
 
@@ -66,7 +67,7 @@ def bin_edges(
     low: Float[Array, ""], side: Float[Array, ""], n_bins: int, limit: int | Int[Array, ""]
 ) -> Int[Array, "p 2"]:
     """Returns first and stop of each bin's cells, for a box on an axis, cut to 0 .. limit."""
-    bin_side = places.divide(jnp.maximum(side, 1), n_bins)
+    bin_side = rounding.divide(jnp.maximum(side, 1), n_bins)
     bins = jnp.arange(n_bins, dtype=low.dtype)
     edges = jnp.stack([jnp.floor(bins * bin_side), jnp.ceil((bins + 1) * bin_side)], axis=-1)
     return jnp.clip(edges + low, 0, limit).astype(jnp.int32)

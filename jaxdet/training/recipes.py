@@ -4,12 +4,13 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
 Config = TypeVar("Config")
+Result = TypeVar("Result")
 
 
 def from_command_line(
@@ -47,6 +48,34 @@ def from_command_line(
         f"Flags change the config; shown below with the values of '{name}'."
     )
     return tyro.cli(type(config), default=config, args=arguments, description=text)
+
+
+def run_script(
+    main: Callable[[Config], Result],
+    config: type[Config],
+    *,
+    description: str,
+    faults: tuple[type[Exception], ...] = (ValueError,),
+) -> Result:
+    """Runs a script without named configurations, as the command line says.
+
+    Args:
+      main: What the script does.
+      config: The dataclass that its flags fill.
+      description: Shown by `--help`.
+      faults: Errors of the user's, shown as their message alone.
+
+    Returns:
+      What `main` returned.
+
+    Raises:
+      SystemExit: With code 1 after a fault; after `--help`, and where a flag is unknown.
+    """
+    try:
+        return main(tyro.cli(config, description=help_text(description)))
+    except faults as fault:
+        print(fault, file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 class ConfigError(ValueError):

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxdet import atomic
 from jaxdet.weights import torch_file
 from jaxdet.weights.tensor_pickle import WeightsError
 
@@ -92,10 +93,6 @@ def write(
     if path.suffix in TORCH:
         torch_file.write(path, state_dict)
         return
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     arrays = {name: np.asarray(array, order="C") for name, array in state_dict.items()}
-    try:
+    with atomic.replacing(path) as unfinished:
         safetensors.numpy.save_file(arrays, unfinished, dict(texts or {}))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdet import atomic
 from jaxdet.weights import tensor_pickle
 from jaxdet.weights.tensor_pickle import Storage, Tensor, WeightsError
 
@@ -234,16 +235,13 @@ def write(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None
     Raises:
       WeightsError: Where torch has no storage for an array's type.
     """
-    path = pathlib.Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr("archive/data.pkl", tensor_pickle.dump(state_dict))
-            archive.writestr("archive/byteorder", b"little")
-            for key, array in enumerate(state_dict.values()):
-                numbers = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-                archive.writestr(f"archive/data/{key}", numbers.tobytes())
-            archive.writestr("archive/version", b"3\n")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (
+        atomic.replacing(path) as unfinished,
+        zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        archive.writestr("archive/data.pkl", tensor_pickle.dump(state_dict))
+        archive.writestr("archive/byteorder", b"little")
+        for key, array in enumerate(state_dict.values()):
+            numbers = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            archive.writestr(f"archive/data/{key}", numbers.tobytes())
+        archive.writestr("archive/version", b"3\n")

@@ -3,7 +3,7 @@ import functools
 import numpy as np
 import pytest
 
-from jaxdet.data import coco_masks
+from jaxdet.data import coco_masks, segments
 from jaxdet.data.records import Bitmap, DataError, Polygons, StoredBitmap
 from jaxdet.geometry import rle
 
@@ -40,7 +40,8 @@ def test_a_square_covers_its_pixels():
     want = np.zeros(SIZE, bool)
     want[1:3, 1:4] = True
     np.testing.assert_array_equal(coco_masks.segment_mask(square, SIZE), want)
-    assert coco_masks.polygon_box(square) == (1, 1, 4, 3) == coco_masks.mask_box(want)
+    for segment in (square, Bitmap(want, (0, 0))):
+        np.testing.assert_array_equal(segments.segment_box(segment), (1, 1, 4, 3))
 
 
 def test_rings_are_a_union():
@@ -77,7 +78,8 @@ def test_written_and_read_again(rng):
 
 def test_nothing():
     assert parse(None) is None and parse([]) is None
-    assert coco_masks.mask_box(np.zeros(SIZE, bool)) == (0, 0, 0, 0)
+    empty = Bitmap(np.zeros(SIZE, bool), (0, 0))
+    np.testing.assert_array_equal(segments.segment_box(empty), (0, 0, 0, 0))
 
 
 NAN = float("nan")

@@ -112,3 +112,22 @@ def test_a_run_goes_on_under_the_same_config_only():
     assert "width" not in str(error.value) and "steps" not in str(error.value)
     with pytest.raises(recipes.ConfigError, match=r"inner\.width: 2 -> None"):
         recipes.check_same_run(begun, begun | {"inner": {"depth": 1}}, free=[], where="runs/x")
+
+
+def test_run_script_returns_what_main_does(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x.py", "--steps", "7"])
+    got = recipes.run_script(lambda config: config.steps, Config, description="About.")
+    assert got == 7
+
+
+def test_run_script_shows_faults_without_a_traceback(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["x.py"])
+
+    def main(config):
+        raise FileExistsError(f"{config.steps} is there already")
+
+    with pytest.raises(SystemExit) as stop:
+        recipes.run_script(main, Config, description="About.", faults=(FileExistsError,))
+    assert stop.value.code == 1 and capsys.readouterr().err.endswith("is there already\n")
+    with pytest.raises(FileExistsError):
+        recipes.run_script(main, Config, description="About.")
