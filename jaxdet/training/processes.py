@@ -4,11 +4,16 @@ Each process has devices of its own and reads its own share of a batch; steps su
 of all. What is written down is written by the first process alone.
 """
 
+import contextlib
 import dataclasses
 import os
+import pathlib
 import pickle
+import signal
 import sys
-from collections.abc import Callable
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -19,7 +24,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Result = TypeVar("Result")
 
+HEARTBEAT = 30  # Seconds without a sign of life after which a process is given up.
 CHUNK = 1 << 26  # Bytes sent at once: a large object must not need as much device memory.
+
+_ON_SIGNAL = [128 + number for number in (signal.SIGTERM, signal.SIGINT)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +44,47 @@ class Processes:
     """Whether SLURM, Open MPI, Kubernetes or a TPU pod started all and knows the three above."""
 
 
+@contextlib.contextmanager
+def together(options: Processes, *, out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Trains with the other processes while the context lasts; begins before anything is computed.
+
+    An error ends the process at once, and with it all others: they would wait for it in vain.
+    `SystemExit` with the code of a signal, on which all stop together, lets them end as usual.
+
+    Args:
+      options: Who they are; nothing happens for a process of its own.
+      out: Where the run writes.
+
+    Yields:
+      Where this process writes: `out` in the first one; in the others, which print nothing but
+      errors, a folder that is deleted at the end. So a script is written as for one process.
+
+    Raises:
+      ValueError: Where the numbers name no process.
+    """
+    start(options)
+    if jax.process_count() == 1:
+        yield out
+        return
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            out = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        try:
+            yield out
+        except BaseException as error:
+            if isinstance(error, SystemExit) and error.code in _ON_SIGNAL:
+                raise
+            if not isinstance(error, SystemExit):
+                traceback.print_exc()
+            stack.close()
+            sys.stderr.flush()
+            os._exit(1)  # What else runs at the end of a process waits for the others.
+
+
 def start(options: Processes) -> None:
     """Joins the other processes; comes before anything is computed.
-
-    Processes other than the first print nothing from here on, but for errors.
 
     Args:
       options: Who they are; nothing happens for a process of its own.
@@ -61,18 +106,16 @@ def start(options: Processes) -> None:
             "process_id": options.process_id,
             "cluster_detection_method": "deactivate",
         }
-    elif options.num_processes != 1:
+    elif options.num_processes != 1 or options.process_id != 0:
         raise ValueError(
-            "num_processes above 1 needs the first one's coordinator, HOST:PORT. "
-            f"Got {options.num_processes}"
+            "num_processes and process_id need the first process's coordinator, HOST:PORT. "
+            f"Got {options.num_processes} and {options.process_id}"
         )
     else:
         return
     # It would take SIGTERM away from the loop, and from Python before there is one.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(**known)
-    if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process.
+    jax.distributed.initialize(**known, heartbeat_timeout_seconds=HEARTBEAT)
 
 
 def is_first() -> bool:
