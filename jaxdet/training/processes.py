@@ -219,7 +219,7 @@ def _send(value: Any, *, source: int) -> Any:
         chunk = payload[number * CHUNK : number * CHUNK + size]
         padded = np.pad(chunk, (0, size - len(chunk)))
         received.append(_broadcast(padded, is_source=is_source))
-    return pickle.loads(np.concatenate(received)[: int(n_chunks) * CHUNK + int(rest)])
+    return pickle.loads(np.concatenate(received).tobytes())
 
 
 def _broadcast(array: np.ndarray, *, is_source: bool) -> np.ndarray:
