@@ -18,6 +18,7 @@ from jaxdet.training import (
     loop,
     parallel,
     processes,
+    profile,
     recipes,
     schedules,
     state,
@@ -54,12 +55,15 @@ class Options:
     evaluate_every: int = 500
     checkpoint_every: int = 500
     log_every: int = 20
+    profile_steps: tuple[int, int] | None = None
+    """First and last update, counted from this start, that are traced: to `profile/` in the run's
+    folder, and as a table of where their time goes."""
     processes: OmitArgPrefixes[Processes] = Processes()
 
 
 # What may differ when a run is gone on with, beside what a script names.
 FREE = (
-    *("steps", "evaluate_every", "checkpoint_every", "log_every"),
+    *("steps", "evaluate_every", "checkpoint_every", "log_every", "profile_steps"),
     *(field.name for field in dataclasses.fields(Processes)),
 )
 
@@ -135,6 +139,9 @@ def fit(
             axis_name=parallel.AXIS,
         )
     )
+    if options.profile_steps:
+        begin, end = options.profile_steps
+        train_step = profile.traced(train_step, first=begin, last=end, folder=out / "profile")
     saved = checkpoints.Checkpoints(out / "checkpoints", metadata=metadata)
     if saved.last_step() is not None:
         begun, now = (
