@@ -121,7 +121,8 @@ def read(folder: str | pathlib.Path, *, parts: Sequence[str] = PARTS) -> Profile
     if not devices:
         raise ValueError(f"There is no trace of a compiled program. Got {folder}")
     operations = trace_programs.programs(files[-1])[number]
-    total, times = 0.0, collections.Counter[tuple[str, bool]]()
+    total = 0.0
+    times: dict[tuple[str, bool], float] = collections.defaultdict(float)
     for events in devices.values():
         scale = 1e-6 / len({event.run for event in events}) / len(devices)
         total += scale * (max(e.end for e in events) - min(e.start for e in events))
