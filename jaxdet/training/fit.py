@@ -9,10 +9,22 @@ from typing import Any, Literal
 
 import jax
 import optax
+from tyro.conf import OmitArgPrefixes
 
 from jaxdet.structures import Batch
-from jaxdet.training import checkpoints, logging, loop, parallel, recipes, schedules, state, steps
+from jaxdet.training import (
+    checkpoints,
+    logging,
+    loop,
+    parallel,
+    processes,
+    recipes,
+    schedules,
+    state,
+    steps,
+)
 from jaxdet.training.logging import MetricsLog
+from jaxdet.training.processes import Processes
 from jaxdet.training.state import PyTree
 from jaxdet.training.steps import LossFn
 
@@ -42,10 +54,14 @@ class Options:
     evaluate_every: int = 500
     checkpoint_every: int = 500
     log_every: int = 20
+    processes: OmitArgPrefixes[Processes] = Processes()
 
 
 # What may differ when a run is gone on with, beside what a script names.
-FREE = ("steps", "evaluate_every", "checkpoint_every", "log_every")
+FREE = (
+    *("steps", "evaluate_every", "checkpoint_every", "log_every"),
+    *(field.name for field in dataclasses.fields(Processes)),
+)
 
 
 def make_optimizer(
@@ -83,7 +99,7 @@ def fit(
     free: Sequence[str] = (),
     trainable: Callable[[str], bool] | None = None,
 ) -> None:
-    """Trains a run, or goes on with it, on all local devices.
+    """Trains a run, or goes on with it, on all devices of all processes.
 
     Args:
       variables: What to begin with; not read where there is a checkpoint.
@@ -106,6 +122,7 @@ def fit(
       Interrupted, TrainingDiverged: As `loop.run`.
     """
     tx = make_optimizer(options, trainable=trainable)
+    variables = processes.on_first(lambda: jax.device_get(variables))
     first = parallel.replicate(
         state.init_state(jax.random.key(options.seed), variables, tx, ema=options.ema_decay > 0)
     )

@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 
 from jaxdet.structures import Batch
+from jaxdet.training import processes
 from jaxdet.training.checkpoints import Checkpoints
 from jaxdet.training.logging import MetricsLog
 from jaxdet.training.state import TrainState
@@ -59,7 +60,8 @@ def run(
 ) -> TrainState:
     """Trains until `steps` updates are made, going on from the last checkpoint if there is one.
 
-    A run that is killed and started again ends in the same bits as one that is not.
+    A run that is killed and started again ends in the same bits as one that is not. Of several
+    processes, what the first one measures counts, and a signal to one stops all at the same step.
 
     Args:
       state: As `init_state` made it, placed where `step` wants it; `step` may use it up. With a
@@ -99,12 +101,13 @@ def run(
             with journal.aside():
                 state = judge(state, start)
                 _save(state, checkpoints, evaluated=True)
-        data = batches(start)
+        data, votes = batches(start), processes.Votes()
         for done in range(start + 1, steps + 1):
             batch = journal.wait_for(data)
             state, metrics = step(state, batch)
-            journal.add(done, metrics, n_images=batch.positions.shape[0])
-            stopping = bool(stops)  # Read once: a signal may come at any time.
+            n_images = batch.positions.shape[0] * jax.process_count()
+            journal.add(done, metrics, n_images=n_images)
+            stopping = votes(stops[0] if stops else 0)  # Read once: a signal may come any time.
             judging = evaluate is not None and _due(done, evaluate_every, steps)
             if judging or stopping or _due(done, checkpoint_every, steps):
                 journal.catch_up()
@@ -115,7 +118,7 @@ def run(
                         # Who stops a process does not wait for an evaluation.
                         _save(state, checkpoints, evaluated=not (judging and stopping))
             if stopping:
-                raise Interrupted(done, stops[0])
+                raise Interrupted(done, stopping)
         journal.catch_up()
     return state
 
@@ -147,7 +150,10 @@ class _Journal:
         """Shows the progress bar while the run lasts."""
         self._before = 0.0 if self._log is None else self._log.seconds()
         self._bar = tqdm.tqdm(
-            total=self._steps, initial=start, disable=not self._progress, unit="step"
+            total=self._steps,
+            initial=start,
+            disable=not (self._progress and processes.is_first()),
+            unit="step",
         )
         with self._bar:
             yield
@@ -234,6 +240,7 @@ class _Judge:
         if self._evaluate is None:
             return state
         metrics = {name: float(value) for name, value in self._evaluate(state).items()}
+        metrics = processes.on_first(lambda: metrics)  # Others may round otherwise.
         if self._log is not None:
             self._log.write(step, {f"eval/{name}": value for name, value in metrics.items()})
         if self._best_metric is None:
