@@ -11,7 +11,17 @@ import jax
 import optax
 
 from jaxdet.structures import Batch
-from jaxdet.training import checkpoints, logging, loop, parallel, recipes, schedules, state, steps
+from jaxdet.training import (
+    checkpoints,
+    logging,
+    loop,
+    optimizers,
+    parallel,
+    recipes,
+    schedules,
+    state,
+    steps,
+)
 from jaxdet.training.logging import MetricsLog
 from jaxdet.training.state import PyTree
 from jaxdet.training.steps import LossFn
@@ -60,12 +70,12 @@ def make_optimizer(
     peak = schedules.scaled(options.learning_rate, options.batch_size)
     make = {"cosine": schedules.cosine_schedule, "step": schedules.step_schedule}[options.schedule]
     schedule = make(peak, steps=options.steps, warmup_steps=options.warmup_steps)
-    optimizer = {"sgd": schedules.sgd, "adamw": schedules.adamw}[options.optimizer]
+    optimizer = {"sgd": optimizers.sgd, "adamw": optimizers.adamw}[options.optimizer]
     return optimizer(
         schedule,
         weight_decay=options.weight_decay,
         clip_norm=options.clip_norm,
-        trainable=trainable,
+        rate=trainable,
     )
 
 
@@ -135,9 +145,11 @@ def fit(
         steps=options.steps,
         checkpoints=saved,
         log=log,
-        evaluate=lambda now: evaluate(state.ema_variables(now), int(now.step)),
-        best_metric=best_metric,
-        evaluate_every=options.evaluate_every,
+        evaluation=loop.Evaluation(
+            lambda now: evaluate(state.ema_variables(now), int(now.step)),
+            every=options.evaluate_every,
+            best_metric=best_metric,
+        ),
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,
     )

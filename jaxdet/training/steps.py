@@ -133,9 +133,8 @@ def gradients(
         params: PyTree, stats: PyTree, part: Batch, counts: Mapping[str, Any] | None
     ) -> tuple[Float[Array, ""], tuple[Sums, Aux]]:
         terms, aux = terms_of(params, stats, part)
-        if counts is None:
-            counts = _sum_over(_counts(terms), axis_name)
-        shares = {name: _mean(total, counts[name]) for name, (total, _) in terms.items()}
+        totals = _sum_over(_counts(terms), axis_name) if counts is None else counts
+        shares = {name: _mean(total, totals[name]) for name, (total, _) in terms.items()}
         return weighted_total(shares, loss_weights=loss_weights), (terms, aux)
 
     differentiate = jax.grad(objective, has_aux=True)
