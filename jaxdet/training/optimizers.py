@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxdet.training.state import PyTree
+from jaxdet.training.state import PyTree, by_path, path_name
 
 # From a parameter's path to its share of the learning rate; 0 neither moves nor decays it, and
 # takes no memory. A bool says whether it is trained.
@@ -194,7 +194,7 @@ def check_patterns(patterns: Sequence[str], params: PyTree) -> None:
     Raises:
       ValueError: Names the pattern and parameters that there are.
     """
-    paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = list(by_path(params))
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
             shown = ", ".join(paths[:: max(1, len(paths) // 8)])
@@ -218,18 +218,14 @@ def _with_rates(
     if rate is None:
         return tx
 
-    def by_path(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(lambda path, x: function(_name(path), x), tree)
+    def mapped(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, x: function(path_name(path), x), tree)
 
     def scale(updates: PyTree, _: PyTree) -> PyTree:
-        return by_path(lambda path, x: rate(path) * x, updates)
+        return mapped(lambda path, x: rate(path) * x, updates)
 
     def labels(params: PyTree) -> PyTree:
-        return by_path(lambda path, _: "moved" if rate(path) else "fixed", params)
+        return mapped(lambda path, _: "moved" if rate(path) else "fixed", params)
 
     moved = optax.chain(tx, optax.stateless(scale))
     return optax.partition({"moved": moved, "fixed": optax.set_to_zero()}, labels)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

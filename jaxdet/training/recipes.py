@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jaxdet.training import loop
+from jaxdet.training import compilation, loop
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -91,7 +91,7 @@ def run_experiment(
 
     Args:
       main: What the script does.
-      configs: As in `from_command_line`.
+      configs: As in `from_command_line`; each has `training`, a `fit.Options`.
       default: As in `from_command_line`.
       description: As in `from_command_line`.
 
@@ -103,7 +103,9 @@ def run_experiment(
         message alone; with the signal's code after SIGTERM or SIGINT.
     """
     try:
-        return main(from_command_line(configs, default=default, description=description))
+        config: Any = from_command_line(configs, default=default, description=description)
+        compilation.keep(config.training.compilation_cache)
+        return main(config)
     except loop.Interrupted as stop:
         print(f"\n{stop} The same command goes on from there.", file=sys.stderr)
         raise SystemExit(stop.exit_code) from None
