@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jaxdet.training import loop, processes
+from jaxdet.training import compilation, loop, processes
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -106,6 +106,7 @@ def run_experiment(
     """
     with _explained():
         config: Any = from_command_line(configs, default=default, description=description)
+        compilation.keep(config.training.compilation_cache)
         with processes.together(config.training.processes, out=config.out) as out, _explained():
             return main(dataclasses.replace(config, out=out))
 
