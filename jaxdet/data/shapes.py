@@ -9,7 +9,7 @@ import functools
 import io
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -69,6 +69,9 @@ SINGLE = ShapesConfig(
 SINGLE_TINY = dataclasses.replace(
     SINGLE, name="single_tiny", description=TINY.description, train=64, validation=16, test=16
 )
+
+
+Drawing = Literal["full", "large", "tiny", "single", "single_tiny"]  # Their names.
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):

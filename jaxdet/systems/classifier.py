@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxdet.features import norm
+from jaxdet.features import networks, norm
+from jaxdet.features.networks import Network
+from jaxdet.geometry import boxes as box_ops
 from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
 from jaxdet.metrics import localization
-from jaxdet.structures import Batch, Images, Instances
+from jaxdet.structures import Batch, Detections, Images, Instances
 from jaxdet.training.steps import Aux
 
 Maps = tuple[Float[Array, "b _ _ _"], ...]
@@ -27,6 +29,13 @@ class LossOptions(NamedTuple):
     """What is minimized."""
 
     label_smoothing: float = 0.0  # Share of the target that all classes have alike, 0 to 1.
+
+
+class DetectOptions(NamedTuple):
+    """Which guesses become detections."""
+
+    n_guesses: int = localization.N_GUESSES  # Of an image, the likeliest.
+    score_threshold: float = 0.0  # Less likely ones are left out, 0 to 1.
 
 
 class Classifier(nn.Module):
@@ -48,6 +57,26 @@ class Classifier(nn.Module):
     def head(self, maps: Maps, *, train: bool) -> Float[Array, "b k"]:
         """Returns logits; with `train`, dropout needs a key of that name."""
         return self.network.head(maps, train=train)[1]  # pyright: ignore[reportCallIssue]
+
+
+def build(
+    num_classes: int,
+    network: Network,
+    *,
+    axis_name: str | None = None,
+    dtype: Any = jnp.float32,
+) -> Classifier:
+    """Returns the classifier of a network.
+
+    Args:
+      num_classes: How many there are.
+      network: Its numbers.
+      axis_name: The mapped axis over which batch statistics are synchronized.
+      dtype: Of the layers; logits and losses are float32 always.
+    """
+    return Classifier(
+        networks.build(network, num_classes=num_classes, axis_name=axis_name, dtype=dtype)
+    )
 
 
 def loss(
@@ -92,15 +121,62 @@ def loss(
     return {"class": classification.weighted_sum(entropy, labelled)}, Aux(metrics, stats)
 
 
-def classify(model: Classifier, variables: Any, images: Images) -> Float[Array, "b k"]:
-    """Returns the probability of each class.
+def detect(
+    model: Classifier,
+    variables: Any,
+    images: Images,
+    *,
+    options: DetectOptions = DetectOptions(),
+) -> Detections:
+    """Says what images show.
 
     Args:
       model: The architecture.
       variables: Its parameters and statistics.
       images: Pictures on a canvas.
+      options: How many guesses.
+
+    Returns:
+      The likeliest classes, best first, each with the box of the whole picture; scores are
+      probabilities.
     """
-    return jax.nn.softmax(run(model, variables, images, keys=None, train=False)[0])
+    logits, _ = run(model, variables, images, keys=None, train=False)
+    boxes = frames(images)[:, None, None]
+    boxes = jnp.broadcast_to(boxes, (*logits[:, None].shape, 4))
+    return guesses(jax.nn.softmax(logits[:, None]), boxes, options=options)
+
+
+def guesses(
+    scores: Float[Array, "b s k"], boxes: Float[Array, "b s k 4"], *, options: DetectOptions
+) -> Detections:
+    """Returns the best pairs of box and class of each image.
+
+    Args:
+      scores: Of each box and class, 0 to 1.
+      boxes: Inside the picture; those without area are left out.
+      options: How many guesses.
+    """
+    n_classes = scores.shape[-1]
+
+    def one(scores: Array, boxes: Array) -> Detections:
+        likely = (box_ops.area(boxes) > 0) & (scores >= options.score_threshold)
+        eligible = jnp.where(likely, scores, -1).reshape(-1)
+        top, rows = jax.lax.top_k(eligible, min(options.n_guesses, eligible.size))
+        valid, labels = top >= 0, (rows % n_classes + 1).astype(jnp.int32)
+        return Detections(
+            boxes=jnp.where(valid[:, None], boxes.reshape(-1, 4)[rows], 0),
+            scores=jnp.where(valid, top, 0),
+            labels=jnp.where(valid, labels, 0),
+            valid=valid,
+        )
+
+    return jax.vmap(one)(scores, boxes)
+
+
+def frames(images: Images) -> Float[Array, "b 4"]:
+    """Returns the box of each picture as a whole."""
+    height, width = images.sizes.astype(jnp.float32).T
+    return jnp.stack([jnp.zeros_like(width), jnp.zeros_like(height), width, height], axis=1)
 
 
 def run(

@@ -19,7 +19,8 @@ Departures:
   view. Several boxes share one picture's features; their number is fixed.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,19 +28,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jaxdet.features import conv, norm
+from jaxdet.features import conv, networks, norm
 from jaxdet.features.fpn import lecun_uniform
+from jaxdet.features.networks import Network
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders
 from jaxdet.geometry import iou as iou_ops
 from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
-from jaxdet.metrics import localization
 from jaxdet.regions.heads import BoxOutputs
 from jaxdet.regions.roi_loss import BOX_WEIGHTS
 from jaxdet.structures import Batch, Detections, Images, Instances
 from jaxdet.systems import classifier
-from jaxdet.systems.classifier import Maps
+from jaxdet.systems.classifier import DetectOptions, Maps
 from jaxdet.targets import assignment
 from jaxdet.targets.assignment import Assignment
 from jaxdet.training.steps import Aux
@@ -51,13 +52,6 @@ class LossOptions(NamedTuple):
     head_only: bool = False  # The classifier stays as it is, statistics and all.
     optimal: bool = False  # Boxes answer for the objects that they fit best; else in order.
     label_smoothing: float = 0.0  # Share of the target that all classes have alike, 0 to 1.
-
-
-class DetectOptions(NamedTuple):
-    """Which guesses become detections."""
-
-    n_guesses: int = localization.N_GUESSES  # Of an image: the likeliest pairs of box and class.
-    score_threshold: float = 0.0  # Less likely ones are left out, 0 to 1.
 
 
 class AfterConvolutions(nn.Module):
@@ -146,6 +140,57 @@ class Localizer(nn.Module):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A localizer, in numbers that JSON can hold."""
+
+    network: Network = Network()
+    attached: Literal["convolutions", "vector"] = "convolutions"
+    """What the box head reads: the last map, or what the classifier's last layer reads."""
+    class_agnostic: bool = True
+    """Whether all classes share the four numbers of a box."""
+    n_boxes: int = 1
+    """As many in all pictures."""
+    features: int = 256
+    """Width of the box head's layers."""
+    map_size: tuple[int, int] = (7, 7)
+    """(rows, columns) of the map that the box head reads."""
+
+
+def build(
+    num_classes: int,
+    architecture: Architecture = Architecture(),
+    *,
+    axis_name: str | None = None,
+    dtype: Any = jnp.float32,
+) -> Localizer:
+    """Returns the network.
+
+    Args:
+      num_classes: How many there are.
+      architecture: Its numbers.
+      axis_name: The mapped axis over which batch statistics are synchronized.
+      dtype: Of the layers; boxes and losses are float32 always.
+    """
+    spec = architecture
+    heads = {
+        "convolutions": AfterConvolutions(spec.features, spec.map_size, dtype),
+        "vector": AfterVector(spec.features, dtype),
+    }
+    return Localizer(
+        network=networks.build(
+            spec.network,
+            num_classes=num_classes * spec.n_boxes,
+            axis_name=axis_name,
+            dtype=dtype,
+        ),
+        box_head=heads[spec.attached],
+        num_classes=num_classes,
+        n_boxes=spec.n_boxes,
+        class_agnostic=spec.class_agnostic,
+    )
+
+
 def loss(
     model: Localizer,
     variables: Any,
@@ -181,7 +226,7 @@ def loss(
     def one(outputs: BoxOutputs, truth: Instances, frame: Array) -> tuple[Any, Any]:
         return _image_loss(outputs, truth, frame, options=options)
 
-    terms, metrics = jax.vmap(one)(outputs, truth, _frames(batch.images))
+    terms, metrics = jax.vmap(one)(outputs, truth, classifier.frames(batch.images))
     return jax.tree.map(jnp.sum, terms), Aux(jax.tree.map(jnp.sum, metrics), stats)
 
 
@@ -251,33 +296,14 @@ def detect(
       The likeliest pairs of box and class, best first; boxes are cut at the picture's border.
     """
     outputs, _ = classifier.run(model, variables, images, keys=None, train=False)
-
-    def one(outputs: BoxOutputs, frame: Array) -> Detections:
-        scores = jax.nn.softmax(outputs.logits)
-        deltas = jnp.broadcast_to(outputs.deltas, (*scores.shape, 4)).reshape(-1, 4)
-        top, rows = jax.lax.top_k(scores.reshape(-1), min(options.n_guesses, scores.size))
-        boxes = box_ops.clip(_decode(deltas[rows], frame), frame[jnp.array([3, 2])])
-        valid = (box_ops.area(boxes) > 0) & (top >= options.score_threshold)
-        order = jnp.argsort(~valid, stable=True)
-        labels = (rows % scores.shape[1] + 1).astype(jnp.int32)
-        return Detections(
-            boxes=jnp.where(valid[:, None], boxes, 0)[order],
-            scores=jnp.where(valid, top, 0)[order],
-            labels=jnp.where(valid, labels, 0)[order],
-            valid=valid[order],
-        )
-
-    return jax.vmap(one)(outputs, _frames(images))
+    deltas = jnp.broadcast_to(outputs.deltas, (*outputs.logits.shape, 4))
+    boxes = jax.vmap(_decode)(deltas, classifier.frames(images))
+    inside = jax.vmap(box_ops.clip)(boxes, images.sizes)
+    return classifier.guesses(jax.nn.softmax(outputs.logits), inside, options=options)
 
 
-def _decode(deltas: Float[Array, "n 4"], frame: Float[Array, " 4"]) -> Float[Array, "n 4"]:
+def _decode(deltas: Float[Array, "*n 4"], frame: Float[Array, " 4"]) -> Float[Array, "*n 4"]:
     return coders.decode_boxes(deltas, jnp.broadcast_to(frame, deltas.shape), weights=BOX_WEIGHTS)
-
-
-def _frames(images: Images) -> Float[Array, "b 4"]:
-    """The box of each picture as a whole."""
-    height, width = images.sizes.astype(jnp.float32).T
-    return jnp.stack([jnp.zeros_like(width), jnp.zeros_like(height), width, height], axis=1)
 
 
 def is_trainable(path: str, *, head_only: bool) -> bool:
