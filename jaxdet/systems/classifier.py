@@ -215,7 +215,7 @@ def run(
     if not train or keys is None:
         return model.apply(variables, maps, train=False, method="head"), stats
 
-    def one(maps: Maps, key: Any) -> Any:
+    def one(maps: Any, key: Any) -> Any:
         alone = jax.tree.map(lambda x: x[None], maps)
         found = model.apply(variables, alone, train=True, rngs={"dropout": key}, method="head")
         return jax.tree.map(lambda x: x[0], found)

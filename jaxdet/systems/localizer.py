@@ -256,8 +256,8 @@ def _image_loss(
     if options.optimal:
         slots = assignment.assign(entropy + error, truth.valid, jnp.ones(n_slots, bool))
     else:
-        order = jnp.arange(n_objects, dtype=jnp.int32)
-        slots = Assignment(jnp.minimum(order, n_slots - 1), truth.valid & (order < n_slots))
+        order = jnp.cumsum(truth.valid, dtype=jnp.int32) - 1
+        slots = Assignment(jnp.clip(order, 0, n_slots - 1), truth.valid & (order < n_slots))
 
     def chosen(x: Array) -> Array:
         return x[jnp.arange(n_objects), slots.index]
