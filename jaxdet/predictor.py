@@ -20,11 +20,10 @@ from jaxdet.data.records import Annotation, Source
 from jaxdet.data.resize import ShortSide
 from jaxdet.metrics import coco
 from jaxdet.structures import Detections, Images
-from jaxdet.systems import architectures, faster_rcnn
 from jaxdet.training import parallel
 from jaxdet.viz import draw
 from jaxdet.weights import detectors
-from jaxdet.weights.description import Description
+from jaxdet.weights.description import SYSTEMS, Description, name_of
 
 Rows = list[dict[str, Any]]
 UNKNOWN = -1  # Stands for the number of a class that a data set does not have.
@@ -44,16 +43,16 @@ class Predictor:
     """(height, width) of the arrays that pictures are resized onto, or the rule for both sizes."""
 
 
-def faster_rcnn_predictor(description: Description) -> Predictor:
-    """Compiles Faster R-CNN's `detect`.
+def from_description(description: Description) -> Predictor:
+    """Compiles a system's `detect`.
 
     Args:
-      description: Of the detector.
+      description: Of the system.
     """
-    model = architectures.build(len(description.classes), description.architecture)
-    detect = functools.partial(faster_rcnn.detect, model, options=description.detect)
+    system = SYSTEMS[name_of(description.architecture)]
+    model = system.build(len(description.classes), description.architecture)
     return Predictor(
-        parallel.parallel_map(detect),
+        parallel.parallel_map(functools.partial(system.detect, model, options=description.detect)),
         description.classes,
         description.category_ids,
         description.canvases,
@@ -95,7 +94,7 @@ def from_detector(
     if score_threshold is not None:
         detect = description.detect._replace(score_threshold=score_threshold)
         description = description._replace(detect=detect)
-    return faster_rcnn_predictor(description), variables
+    return from_description(description), variables
 
 
 def detect_source(
