@@ -191,8 +191,8 @@ def _labels(builder: Any, folder: pathlib.Path) -> _Labels:
             label: Any = dict(inner).get("label")
             names = label.names if label else [name.removesuffix("s")]
             return _Labels(tuple(names), name, one_based=builder.name == "voc")
-    label = features.get("label")
-    if "image" in features and isinstance(label, tfds.features.ClassLabel):
+    label = features["label"] if {"image", "label"} <= set(features) else None
+    if isinstance(label, tfds.features.ClassLabel):
         return _Labels(tuple(label.names), None, of_pictures=True)
     raise DataError(
         f"{folder}: has no picture with boxes or a class: its features are {', '.join(features)}. "
