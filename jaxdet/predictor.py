@@ -7,7 +7,7 @@ the evaluation of what was found are here, the same for every system.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -15,12 +15,12 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxdet.data import pictures, pipeline
+from jaxdet.data import pictures, pipeline, sources
 from jaxdet.data.records import Annotation, Source
 from jaxdet.data.resize import ShortSide
-from jaxdet.metrics import coco
-from jaxdet.structures import Detections, Images
-from jaxdet.training import parallel
+from jaxdet.metrics import coco, localization
+from jaxdet.structures import Batch, Detections, Images
+from jaxdet.training import parallel, steps
 from jaxdet.viz import draw
 from jaxdet.weights import detectors
 from jaxdet.weights.description import SYSTEMS, Description, name_of
@@ -144,6 +144,27 @@ def detect_source(
     return [row for row in rows if row["category_id"] != UNKNOWN]
 
 
+def measure_localization(
+    predictor: Predictor, variables: Any, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Holds guesses about pictures against what is in them, see `metrics.localization.sums`.
+
+    Args:
+      predictor: Of a localizer, or of a classifier, whose boxes are the whole pictures.
+      variables: Of the model.
+      batches: Of the pictures, their size divisible by the number of devices.
+
+    Returns:
+      Means by name.
+    """
+    sums: steps.Sums = {}
+    count = jax.jit(localization.sums)
+    for batch in batches:
+        guesses = jax.device_get(predictor.detect(variables, batch.images))
+        sums = steps.merge(sums, jax.device_get(count(guesses, batch.instances)))
+    return {name: float(value) for name, value in steps.means(sums).items()}
+
+
 def _category_ids(predictor: Predictor, source: Source) -> Sequence[int]:
     """The source's numbers of the predictor's labels."""
     if not source.classes:
@@ -217,10 +238,7 @@ def draw_results(
       score_threshold: Less likely ones are not drawn.
     """
     shown = [row for row in rows if row["score"] >= score_threshold]
-    boxes = np.array([row["bbox"] for row in shown], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    labels = np.array([category_ids.index(row["category_id"]) + 1 for row in shown], np.int32)
-    scores = np.array([row["score"] for row in shown], np.float32)
+    boxes, labels, scores = _arrays(shown, category_ids)
     return draw.draw_boxes(image, boxes, labels, classes, scores=scores)
 
 
@@ -262,11 +280,9 @@ def contact_sheet(
       columns: Of the sheet.
       width: Larger pictures are shrunk to this, pixels.
     """
-    by_picture = group_by_picture(rows)
-    chosen = np.unique(np.linspace(0, len(source) - 1, min(n_pictures, len(source))).astype(int))
+    by_picture, source = group_by_picture(rows), spread(source, n_pictures)
     pairs = []
-    for index in chosen:
-        image, annotation = source[int(index)]
+    for image, annotation in (source[index] for index in range(len(source))):
         found = by_picture.get(annotation.image_id, [])
         truth = draw_truth(image, annotation, classes=source.classes)
         predicted = draw_results(
@@ -276,3 +292,50 @@ def contact_sheet(
         scale = min(1, 2 * width / pair.shape[1])
         pairs.append(cv2.resize(pair, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
     return draw.contact_sheet(pairs, columns)
+
+
+def spread(source: Source, n_pictures: int) -> Source:
+    """Some pictures, spread evenly over a source; all if it has no more."""
+    chosen = np.linspace(0, len(source) - 1, min(n_pictures, len(source))).astype(int).tolist()
+    return sources.select(source, chosen, name=source.name)
+
+
+def progress_sheet(
+    source: Source, results: Mapping[str, Sequence[Mapping[str, Any]]], *, n_columns: int = 8
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Best guesses over the time of training: a row for each picture.
+
+    Args:
+      source: A few annotated pictures, whose objects are drawn dashed.
+      results: By title of the column, rows of a COCO results file.
+      n_columns: At most so many of the results are shown, spread evenly, the last among them.
+    """
+    titles = list(results)
+    kept = np.linspace(0, len(titles) - 1, min(n_columns, len(titles))).round().astype(int)
+    columns = {titles[i]: group_by_picture(results[titles[i]]) for i in kept.tolist()}
+    cells = []
+    for image, annotation in (source[index] for index in range(len(source))):
+        objects = len(annotation.labels)
+        for title, by_picture in columns.items():
+            rows = by_picture.get(annotation.image_id, [])
+            boxes, labels, _ = _arrays(rows[:objects], source.category_ids)
+            cell = draw.draw_boxes(
+                image,
+                np.concatenate([annotation.boxes, boxes]),
+                np.concatenate([annotation.labels, labels]),
+                source.classes,
+                ignored=np.arange(objects + len(boxes)) < objects,
+                magnify=max(1, 256 // max(image.shape[:2])),
+            )
+            cells.append(draw.titled(cell, title))
+    return draw.contact_sheet(cells, len(columns), margin=4)
+
+
+def _arrays(
+    rows: Sequence[Mapping[str, Any]], category_ids: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (xyxy), labels and scores of rows of a results file."""
+    boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = np.array([category_ids.index(row["category_id"]) + 1 for row in rows], np.int32)
+    return boxes, labels, np.array([row["score"] for row in rows], np.float32)
