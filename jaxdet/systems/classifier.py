@@ -214,14 +214,7 @@ def run(
     Returns:
       What the head returns, and the statistics after this batch.
     """
-    maps, updates = model.apply(
-        variables,
-        images,
-        train=train,
-        method="maps",
-        mutable=["batch_stats"] if train else [],
-    )
-    stats = updates.get("batch_stats", variables.get("batch_stats", {}))
+    maps, stats = apply_maps(model, variables, images, train=train)
     if not train or keys is None:
         return model.apply(variables, maps, train=False, method="head"), stats
 
@@ -231,6 +224,20 @@ def run(
         return jax.tree.map(lambda x: x[0], found)
 
     return jax.vmap(one)(maps, keys), stats
+
+
+def apply_maps(model: Any, variables: Any, images: Images, *, train: bool) -> tuple[Any, Any]:
+    """Returns the `maps` of a system, and the statistics after this batch.
+
+    Args:
+      model: The architecture.
+      variables: Its parameters and statistics.
+      images: Pictures on a canvas.
+      train: Whether norms use (and move) the statistics of the batch.
+    """
+    mutable = ["batch_stats"] if train else []
+    maps, updates = model.apply(variables, images, train=train, method="maps", mutable=mutable)
+    return maps, updates.get("batch_stats", variables.get("batch_stats", {}))
 
 
 def counted(truth: Instances) -> Bool[Array, "b n"]:
