@@ -31,9 +31,9 @@ from jaxdet.features.networks import Network
 from jaxdet.metrics import coco
 from jaxdet.systems import classifier
 from jaxdet.systems.classifier import DetectOptions, LossOptions
-from jaxdet.training import fit, logging, parallel, recipes, state
+from jaxdet.training import fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import draw, figures
-from jaxdet.weights import classifiers, download
+from jaxdet.weights import classifiers, detectors, download
 from jaxdet.weights.description import Description, to_metadata
 
 
@@ -175,7 +175,13 @@ def main(config: Config) -> dict[str, float]:
     finder = predictor.from_description(description)
     val_batches = functools.partial(
         pipeline.iterate,
-        pipeline.eval_pipeline(val, canvases=config.canvases, batch_size=options.batch_size),
+        pipeline.eval_pipeline(
+            val,
+            canvases=config.canvases,
+            batch_size=options.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
     )
     val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
     shown = predictor.spread(val, config.n_pictures)
@@ -212,14 +218,21 @@ def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[st
     chosen, batch_size = config.selection, config.training.batch_size
     test = selection.open_split(chosen, chosen.test_split, classes=classes)
     print(sources.describe(test), flush=True)
-    finder, variables = predictor.load(config.out)
+    detector = processes.on_first(lambda: detectors.load_checkpoint(config.out))
+    finder, variables = predictor.from_detector(detector)
     variables = parallel.replicate(variables)
     found = predictor.detect_source(finder, variables, test, batch_size=batch_size)
     coco.write_results(config.out / "detections.json", found)
     sheet = predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures, columns=4)
     draw.save_png(config.out / "pictures" / "test.png", sheet)
     figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
-    batches = pipeline.eval_pipeline(test, canvases=config.canvases, batch_size=batch_size)
+    batches = pipeline.eval_pipeline(
+        test,
+        canvases=config.canvases,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     measured = predictor.measure_localization(finder, variables, pipeline.iterate(batches))
     metrics = {name: measured[name] for name in ("top1", "top5")}
     for name, value in metrics.items():
