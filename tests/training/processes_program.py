@@ -47,7 +47,7 @@ def train(out):
     step = parallel.parallel_train_step(toy.step(parallel.AXIS, loss_weights={"few": 0.5}))
 
     def evaluate(state):
-        # Not the same in all processes, so that they must agree.
+        # Negative, and rounded differently in each process.
         return {"score": -losses(states.variables(state))["loss"] + 1e-3 * INDEX}
 
     stopped = None
