@@ -6,6 +6,7 @@ the evaluation of what was found are here, the same for every system.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from jaxdet.data.resize import ShortSide
 from jaxdet.metrics import coco
 from jaxdet.structures import Detections, Images
 from jaxdet.systems import architectures, faster_rcnn
-from jaxdet.training import parallel
+from jaxdet.training import parallel, processes
 from jaxdet.viz import draw
 from jaxdet.weights import detectors
 from jaxdet.weights.description import Description
@@ -106,7 +107,7 @@ def detect_source(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> Rows:
-    """Detects on every picture of a source.
+    """Detects on every picture of a source; of several processes, each on its share.
 
     Args:
       predictor: From `load`.
@@ -114,17 +115,23 @@ def detect_source(
       source: Pictures; of the annotations, sizes and ids are looked at. Its category ids are
         taken where it has classes, all of which the predictor must know; what it finds of other
         classes is left out.
-      batch_size: Pictures at once, rounded up to a multiple of the devices.
-      progress: Called with the number of pictures done so far.
+      batch_size: Pictures at once, over all processes, rounded up to a multiple of the devices.
+      progress: Called with the number of pictures that this process has done so far.
 
     Returns:
-      Rows of a COCO results file, boxes in pixels of the pictures.
+      Rows of a COCO results file, boxes in pixels of the pictures: all of them in every process,
+      in the same order for any number of processes.
     """
     category_ids = _category_ids(predictor, source)
-    n_devices = jax.local_device_count()
+    n_devices = jax.device_count()
     rounded = -(-min(batch_size, len(source)) // n_devices) * n_devices
     batches = pipeline.eval_pipeline(
-        source, canvases=predictor.canvases, batch_size=rounded, max_objects=1
+        source,
+        canvases=predictor.canvases,
+        batch_size=rounded,
+        max_objects=1,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     rows, done = [], 0
     for batch in pipeline.iterate(batches, threads=1):
@@ -142,7 +149,12 @@ def detect_source(
         done += sum(a is not None for a in annotations)
         if progress:
             progress(done)
-    return [row for row in rows if row["category_id"] != UNKNOWN]
+    rows = [row for row in rows if row["category_id"] != UNKNOWN]
+    # In the order of the pictures, as a process of its own finds them.
+    order = itertools.chain(*pipeline.group_by_canvas(source, predictor.canvases).values())
+    place = {source.annotations[index].image_id: i for i, index in enumerate(order)}
+    found = itertools.chain(*processes.gather(rows))
+    return sorted(found, key=lambda row: place[row["image_id"]])
 
 
 def _category_ids(predictor: Predictor, source: Source) -> Sequence[int]:

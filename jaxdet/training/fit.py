@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import optax
+from tyro.conf import OmitArgPrefixes
 
 from jaxdet.structures import Batch
 from jaxdet.training import (
@@ -17,6 +18,7 @@ from jaxdet.training import (
     loop,
     optimizers,
     parallel,
+    processes,
     recipes,
     replay,
     schedules,
@@ -24,6 +26,7 @@ from jaxdet.training import (
     steps,
 )
 from jaxdet.training.logging import MetricsLog
+from jaxdet.training.processes import Processes
 from jaxdet.training.signals import GRACE
 from jaxdet.training.state import PyTree
 from jaxdet.training.steps import LossFn
@@ -87,12 +90,14 @@ class Options:
     """Only go through the step again at which the run diverged, and say what was not finite."""
     compilation_cache: str = ""
     """Folder of compiled programs; in JAXDET_CACHE or the user's caches if empty; or `off`."""
+    processes: OmitArgPrefixes[Processes] = Processes()
 
 
 # What may differ when a run is gone on with, beside what a script names.
 FREE = (
     *("steps", "evaluate_every", "checkpoint_every", "log_every", "evaluate_raw"),
     *("patience", "minutes", "steps_now", "explosion", "grace", "replay", "compilation_cache"),
+    *(field.name for field in dataclasses.fields(Processes)),
 )
 
 
@@ -145,7 +150,7 @@ def fit(
     free: Sequence[str] = (),
     trainable: Callable[[str], bool] | None = None,
 ) -> None:
-    """Trains a run, or goes on with it, on all local devices.
+    """Trains a run, or goes on with it, on all devices of all processes.
 
     Args:
       variables: What to begin with; not read where there is a checkpoint.
@@ -174,6 +179,7 @@ def fit(
         patterns += options.layers
     optimizers.check_patterns(patterns, variables["params"])
     tx = make_optimizer(options, trainable=trainable)
+    variables = processes.on_first(lambda: jax.device_get(variables))
     first = parallel.replicate(
         state.init_state(jax.random.key(options.seed), variables, tx, ema=options.ema_decay > 0)
     )

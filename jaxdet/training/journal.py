@@ -20,6 +20,7 @@ import numpy as np
 import tqdm
 
 from jaxdet.structures import Batch
+from jaxdet.training import processes
 from jaxdet.training.checkpoints import Checkpoints
 from jaxdet.training.logging import MetricsLog, write_atomically
 from jaxdet.training.state import TrainState
@@ -86,7 +87,10 @@ class Journal:
         """
         self._before = 0.0 if self._log is None else self._log.seconds()
         self._bar = tqdm.tqdm(
-            total=self._steps, initial=start, disable=not self._progress, unit="step"
+            total=self._steps,
+            initial=start,
+            disable=not (self._progress and processes.is_first()),
+            unit="step",
         )
         with self._bar:
             yield
@@ -125,7 +129,8 @@ class Journal:
           batch: What it read.
         """
         before = self._pending
-        self._pending = _Step(step, metrics, batch.records, batch.positions.shape[0])
+        n_images = batch.positions.shape[0] * jax.process_count()
+        self._pending = _Step(step, metrics, batch.records, n_images)
         if before is not None:
             self._read(before)
 

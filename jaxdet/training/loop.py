@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxdet.structures import Batch
+from jaxdet.training import processes
 from jaxdet.training.checkpoints import Checkpoints
 from jaxdet.training.journal import Journal, TrainingDiverged, is_due
 from jaxdet.training.logging import MetricsLog
@@ -15,6 +16,9 @@ from jaxdet.training.signals import GRACE, Interrupted, Stops, stop_signals
 from jaxdet.training.state import TrainState
 
 __all__ = ["Evaluation", "Interrupted", "Limits", "TrainingDiverged", "run"]
+
+
+OUT_OF_TIME = 1  # What a process says that is; signals have larger numbers.
 
 
 class Evaluation(NamedTuple):
@@ -52,7 +56,8 @@ def run(
 ) -> TrainState:
     """Trains until `steps` updates are made, going on from the last checkpoint if there is one.
 
-    A run that is killed and started again ends in the same bits as one that is not.
+    A run that is killed and started again ends in the same bits as one that is not. Of several
+    processes, what the first one measures counts, and a signal to one stops all at the same step.
 
     Args:
       state: As `init_state` made it, placed where `step` wants it; `step` may use it up. With a
@@ -98,15 +103,18 @@ def run(
         if not notes.get("evaluated", True):
             with journal.aside():
                 state = judge(state)
-        data = batches(start)
+        data, votes = batches(start), processes.Votes()
         for done in range(start + 1, end + 1):
             if judge.lost_patience:
                 break
             batch = journal.wait_for(data)
             state, metrics = step(state, batch)
             journal.add(done, metrics, batch)
-            stopping = bool(stops.received)  # Read once: a signal may come at any time.
-            ending = done == end or journal.seconds() > 60 * (limits.minutes or float("inf"))
+            late = journal.seconds() > 60 * (limits.minutes or float("inf"))
+            # Read once: a signal may come at any time.
+            vote = votes(stops.received[0] if stops.received else OUT_OF_TIME * late)
+            stopping = vote > OUT_OF_TIME
+            ending = done == end or vote == OUT_OF_TIME
             judging = evaluation is not None and (ending or is_due(done, evaluation.every, steps))
             if judging or stopping or ending or is_due(done, checkpoint_every, steps):
                 journal.catch_up()
@@ -114,7 +122,7 @@ def run(
                     # Who stops a process does not wait for an evaluation.
                     keeper.save(state, evaluated=not judging, misses=judge.misses)
                     if stopping:
-                        raise Interrupted(done, stops.received[0])
+                        raise Interrupted(done, vote)
                     if judging:
                         state = judge(state)
             if ending:
@@ -179,6 +187,7 @@ class _Judge:
         with self._keeper.may_stop(state):
             measured = self._evaluation.measure(state)
             metrics = {name: float(value) for name, value in measured.items()}
+            metrics = processes.on_first(lambda: metrics)  # Others may round otherwise.
         if self._log is not None:
             named = {f"eval/{name}": value for name, value in metrics.items()}
             self._log.write(int(state.step), named)
