@@ -8,9 +8,7 @@ import itertools
 import json
 import pathlib
 import signal
-import subprocess
 import sys
-import time
 
 import cv2
 import faster_rcnn_cases as cases
@@ -337,30 +335,3 @@ def test_goes_on_after_a_signal_as_if_nothing_happened(run, data_dir, tmp_path, 
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
     assert json.loads((out / "results.json").read_text())["seconds"] > seconds[-1]
-
-
-@pytest.mark.slow
-def test_killed_at_five_random_steps_ends_in_the_same_bytes(data_dir, tmp_path):
-    """SIGKILL, in processes of their own; python -m pytest -m slow -k killed."""
-    steps = 60
-    kills = sorted(np.random.default_rng(0).choice(np.arange(2, steps), 5, replace=False))
-
-    def start(out):
-        command = [sys.executable, EXPERIMENTS / "faster_rcnn.py", "smoke", "--steps", str(steps)]
-        command += ["--data-dir", data_dir, "--out", out, "--checkpoint-every", "7"]
-        command += ["--evaluate-every", "20"]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    assert start(tmp_path / "whole").wait() == 0
-    out = tmp_path / "killed"
-    for kill in kills:
-        process = start(out)
-        while process.poll() is None:
-            if (out / "metrics.jsonl").exists():
-                rows = logging.read_rows(out)
-                if any(row["step"] >= kill for row in rows if "loss" in row):
-                    process.kill()
-            time.sleep(0.01)
-        assert process.wait() == -signal.SIGKILL
-    assert start(out).wait() == 0
-    assert final_parameters(out) == final_parameters(tmp_path / "whole")
