@@ -107,26 +107,19 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
     while killed.total() < KILLS:
         n_runs += 1
         out, data_dir = tmp_path / f"run{n_runs}", tmp_path / f"data{n_runs}"
-        finished = False
-        while not finished:
-            prepared = any(data_dir.rglob("dataset_info.json"))
-            later = [name for name in DELAYS if name != "preparing"]
-            names = later if prepared else ["preparing", "preparing", "starting"]
-            if killed.total() == KILLS:
-                names = []
-            name = str(rng.choice(names)) if names else None
+        middle = rng.permutation(2 * ["starting", "stepping", "saving", "evaluating"]).tolist()
+        plan = ["preparing", "preparing", *middle, "reporting", "reporting"]
+        for name in plan[: KILLS - killed.total()]:
             process, moment = start(out, data_dir, compiled), Moments(out, data_dir)
             begun = time.perf_counter()
-            while name and process.poll() is None and not getattr(moment, name)():
+            while process.poll() is None and not getattr(moment, name)():
                 time.sleep(0.002)
-            if name:
-                time.sleep(rng.uniform(0, DELAYS[name]))
-                process.kill()
-            finished = process.wait() != -signal.SIGKILL
-            if finished:
-                assert process.returncode == 0, (tmp_path / "errors.txt").read_text()[-3000:]
-            else:
+            time.sleep(rng.uniform(0, DELAYS[name]))
+            process.kill()
+            if process.wait() == -signal.SIGKILL:
                 killed[name] += 1
                 seconds.append(time.perf_counter() - begun)
+        code = start(out, data_dir, compiled).wait()
+        assert code == 0, (tmp_path / "errors.txt").read_text()[-3000:]
         assert left_behind(out) == wanted
     print(f"\n{killed.total()} kills in {n_runs} runs: {dict(killed)}; {sum(seconds):.0f} s")
