@@ -333,7 +333,7 @@ def test_goes_on_after_a_signal_as_if_nothing_happened(run, data_dir, tmp_path, 
     with pytest.raises(recipes.ConfigError, match="seed: 0 -> 1"):
         run_script("faster_rcnn", [*arguments, "--seed", 1])
     # Other readers, the same batches.
-    run_script("faster_rcnn", [*arguments, "--threads", 2, "--workers", 2])
+    run_script("faster_rcnn", [*arguments, "--threads", 3])
     assert final_parameters(out) == final_parameters(whole)
     rows = [row for row in logging.read_rows(out) if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
