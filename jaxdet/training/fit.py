@@ -19,6 +19,7 @@ from jaxdet.training import (
     optimizers,
     parallel,
     processes,
+    profile,
     recipes,
     replay,
     schedules,
@@ -90,6 +91,9 @@ class Options:
     """Only go through the step again at which the run diverged, and say what was not finite."""
     compilation_cache: str = ""
     """Folder of compiled programs; in JAXDET_CACHE or the user's caches if empty; or `off`."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last update, counted from this start, that are traced: to `profile/` in the run's
+    folder, and as a table of where their time goes."""
     processes: OmitArgPrefixes[Processes] = Processes()
 
 
@@ -97,6 +101,7 @@ class Options:
 FREE = (
     *("steps", "evaluate_every", "checkpoint_every", "log_every", "evaluate_raw"),
     *("patience", "minutes", "steps_now", "explosion", "grace", "replay", "compilation_cache"),
+    "profile_steps",
     *(field.name for field in dataclasses.fields(Processes)),
 )
 
@@ -193,6 +198,9 @@ def fit(
             axis_name=parallel.AXIS,
         )
     )
+    if options.profile_steps:
+        begin, end = options.profile_steps
+        train_step = profile.traced(train_step, first=begin, last=end, folder=out / "profile")
     saved = checkpoints.Checkpoints(out / "checkpoints", metadata=metadata)
     if saved.last_step() is not None:
         begun, now = (

@@ -47,7 +47,7 @@ def train(out):
     step = parallel.parallel_train_step(toy.step(parallel.AXIS, loss_weights={"few": 0.5}))
 
     def evaluate(state):
-        # Not the same in all processes, so that they must agree.
+        # Negative, and rounded differently in each process.
         return {"score": -losses(states.variables(state))["loss"] + 1e-3 * INDEX}
 
     stopped = None
@@ -62,12 +62,7 @@ def train(out):
                 steps=STEPS,
                 checkpoints=saved,
                 log=log,
-                # Negative, and rounded differently in each process.
-                evaluate=lambda now: {
-                    "score": -losses(states.variables(now))["loss"] + 1e-3 * INDEX
-                },
-                best_metric="score",
-                evaluate_every=4,
+                evaluation=loop.Evaluation(evaluate, every=4, best_metric="score"),
                 checkpoint_every=4,
                 log_every=1,
             )
