@@ -56,13 +56,13 @@ class Config:
     """Steps of adjustment that are evaluated."""
     training: OmitArgPrefixes[fit.Options] = fit.Options(
         batch_size=16,
-        steps=1000,
+        steps=800,
         optimizer="adamw",
         learning_rate=1.5e-3,
         weight_decay=0.05,
         warmup_steps=100,
         ema_decay=0.99,
-        evaluate_every=250,
+        evaluate_every=400,
     )
     out: pathlib.Path = pathlib.Path("runs/box_adjustment")
     """Folder of the run; one with checkpoints is gone on with."""
