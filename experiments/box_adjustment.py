@@ -200,7 +200,7 @@ def draw_adjusted(
 ) -> None:
     """Where boxes started, dashed, and where they settled, of a few pictures."""
     near = starts(config, batch)
-    moved = box_adjuster.adjust(model, variables, batch.images, near)
+    moved = jax.jit(functools.partial(box_adjuster.adjust, model))(variables, batch.images, near)
     pictures = []
     for i in range(min(8, len(near))):
         kept = np.array(batch.instances.valid[i])

@@ -2,15 +2,17 @@
 
 Source    OverFeat: Sermanet et al. 2014 (arXiv:1312.6229v4), section 4; VGG: Simonyan & Zisserman
           2015 (arXiv:1409.1556v6), appendix A; R-CNN's codes of boxes: arXiv:1311.2524v5.
-Expected  TODO
+Expected  shapes: right class and box in 0.902 of 512 test pictures, mean IoU 0.859; 4.5 minutes of
+          processor time in all, 7.5 minutes beside four other jobs on two cores.
 Run       python experiments/localizer.py
           python experiments/localizer.py staged
+          python experiments/localizer.py compare
           python experiments/localizer.py folder --data PATH --weights resnet18
 Check     python experiments/localizer.py smoke
 Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/, pictures/,
           progress/ (guesses about a few held-out pictures at each evaluation) and progress.png,
           detections.json (a COCO results file), curves.png, results.json; classifier/ (the same of
-          the first stage, where there is one)
+          the first stage, where there is one); with compare a folder for each way, and table.md
 """
 
 import dataclasses
@@ -107,7 +109,7 @@ SMOKE = dataclasses.replace(
     STAGED,
     selection=Selection(scenes="single_tiny"),
     canvases=((64, 64),),
-    architecture=Architecture(Network(width=16, n_stages=2), features=16, map_size=(4, 4)),
+    architecture=Architecture(Network(width=16, n_stages=1), features=16, map_size=(4, 4)),
     head=HeadOptions(steps=4),
     training=fit.Options(
         batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
@@ -135,7 +137,7 @@ COMPARE = dataclasses.replace(
 )
 CONFIGS = {
     "shapes": (
-        "Generated scenes of one object, both heads at once; 5 minutes on two cores.",
+        "Generated scenes of one object, both heads at once; minutes on two cores.",
         SHAPES,
     ),
     "staged": ("The same: a classifier first, then the box head alone.", STAGED),

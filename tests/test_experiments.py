@@ -440,3 +440,12 @@ def test_localizers_and_predictions_begin_with_a_classifier(classified, data_dir
     predict = load("predict")
     rows = predict.main(predict.Config((picture,), checkpoint=begun, out=tmp_path / "found"))
     assert len(rows) == 5 and len(list((tmp_path / "found").glob("*.png"))) == 1
+
+
+def test_adjusts_boxes(data_dir, tmp_path):
+    out = tmp_path / "adjusted"
+    metrics = run_script("box_adjustment", ["smoke", "--data-dir", data_dir, "--out", out])
+    assert_written(out, ("config.json", "metrics.jsonl", "results.json", "adjusted.png"))
+    # Boxes start where the jitter puts them, whatever was learnt.
+    assert 0.3 < metrics["iou_0"] < 0.7
+    assert metrics.keys() == {f"{kind}_{n}" for kind in ("iou", "right") for n in (0, 1, 3)}
