@@ -7,7 +7,7 @@ Writes    OUT/findings.txt: every fault and remark, with file and field; OUT/PAR
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated
 
 import cv2
 import jax
@@ -17,7 +17,7 @@ import tqdm
 import tyro
 
 from jaxdet import predictor
-from jaxdet.data import check, coco_masks, sources
+from jaxdet.data import check, coco_masks, layouts, sources
 from jaxdet.data.records import Source
 from jaxdet.geometry import anchors
 from jaxdet.metrics import anchor_recall
@@ -33,7 +33,7 @@ class Config:
 
     data: Annotated[str, tyro.conf.Positional]
     """A path: a data set in any format that training reads; or tfds:NAME."""
-    format: Literal["coco", "voc", "yolo", "via", "masks", "csv", "tfds"] | None = None
+    format: layouts.Format | None = None
     """Of the data, if what is found by itself is wrong."""
     images: pathlib.Path | None = None
     """Folder of the pictures of a JSON or CSV file that lie far from it."""

@@ -28,7 +28,7 @@ class Config:
     """Where to write; there must be no data set yet."""
     to: Literal["coco", "array_record"] = "coco"
     """What to write."""
-    format: Literal["coco", "voc", "yolo", "via", "masks", "csv", "tfds"] | None = None
+    format: layouts.Format | None = None
     """Of the data, if what is found by itself is wrong."""
     images: pathlib.Path | None = None
     """Folder of the pictures of a JSON or CSV file that lie far from it."""

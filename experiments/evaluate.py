@@ -10,12 +10,11 @@ Writes    OUT/detections.json, OUT/results.json, OUT/precision_recall.png, OUT/p
 import dataclasses
 import json
 import pathlib
-from typing import Literal
 
 import tqdm
 
 from jaxdet import predictor
-from jaxdet.data import sources
+from jaxdet.data import layouts, shapes, sources
 from jaxdet.data.resize import ShortSide
 from jaxdet.metrics import coco
 from jaxdet.training import logging, recipes
@@ -29,7 +28,7 @@ class Config:
 
     data: str
     """`shapes`, or a path: COCO, VOC, YOLO, VIA, CSV, masks, a TFDS folder; or tfds:NAME."""
-    format: Literal["coco", "voc", "yolo", "via", "masks", "csv", "tfds"] | None = None
+    format: layouts.Format | None = None
     """Of the data, if what is found by itself is wrong."""
     skip_bad: bool = False
     """Leave out pictures with faults in them or their annotations, in place of stopping."""
@@ -53,7 +52,7 @@ class Config:
     """Folder of the pictures of a JSON or CSV file that lie far from it."""
     data_dir: pathlib.Path = pathlib.Path("data")
     """Where generated and TFDS's data sets are kept."""
-    scenes: Literal["full", "large", "tiny"] = "full"
+    scenes: shapes.Drawing = "full"
     """Which drawing of `shapes`."""
     out: pathlib.Path = pathlib.Path("evaluation")
     """Where to write."""

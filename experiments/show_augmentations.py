@@ -8,11 +8,10 @@ Writes    runs/augmentations/NAME.png: a sheet for each augmentation, a row for 
 import dataclasses
 import pathlib
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 
-from jaxdet.data import segments, sources, transforms
+from jaxdet.data import segments, shapes, sources, transforms
 from jaxdet.data.augment import Augmentation, augment
 from jaxdet.data.compose import Picture
 from jaxdet.data.examples import CachedSource
@@ -60,7 +59,7 @@ class Config:
     """Folder of the pictures of a COCO JSON that lie far from it."""
     data_dir: pathlib.Path = pathlib.Path("data")
     """Where generated data sets are kept."""
-    scenes: Literal["full", "large", "tiny"] = "full"
+    scenes: shapes.Drawing = "full"
     """Which drawing of `shapes`."""
     split: str = "train"
     only: tuple[str, ...] = ()

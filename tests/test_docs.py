@@ -10,6 +10,7 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 OPERATORS = (DOCS / "operators.md").read_text()
+README = (DOCS.parent / "README.md").read_text()
 SETUP = re.search(r"```python\n(.*?)```", OPERATORS, flags=re.S)
 # Cells of the tables' rows: names, torchvision's, use, what differs.
 ROWS = [
@@ -62,3 +63,14 @@ def test_every_operator_is_listed(names):
         and f".{name}`" not in OPERATORS
     ]
     assert missing == []
+
+
+def test_the_readmes_python_runs(capsys):
+    scope = {}
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(blocks) == 2
+    with jax.numpy_rank_promotion("allow"):
+        for block in blocks:
+            exec(block, scope)
+    assert "(2, 7, 7, 64)" in capsys.readouterr().out
+    assert scope["detections"].boxes.shape == (1, 100, 4)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxdet.data import (
     coco_json,
@@ -32,6 +32,7 @@ class Options(NamedTuple):
     images: pathlib.Path | None = None
 
 
+Format = Literal["coco", "voc", "yolo", "via", "masks", "csv", "tfds"]
 Parts = dict[str, Callable[[], Source]]
 Finder = Callable[[pathlib.Path, Options], Parts]
 

@@ -9,7 +9,7 @@ import functools
 import io
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -52,6 +52,9 @@ LARGE = ShapesConfig(
 TINY = ShapesConfig(
     name="tiny", description="For tests: seconds.", train=64, validation=16, test=16
 )
+
+
+Drawing = Literal["full", "large", "tiny"]  # Their names.
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from jaxdet.training import loop
+
 Config = TypeVar("Config")
 Result = TypeVar("Result")
 
@@ -78,6 +80,38 @@ def run_script(
         raise SystemExit(1) from None
 
 
+def run_experiment(
+    main: Callable[[Config], Result],
+    configs: Mapping[str, tuple[str, Config]],
+    *,
+    default: str,
+    description: str,
+) -> Result:
+    """Runs a script that trains, as the command line says.
+
+    Args:
+      main: What the script does.
+      configs: As in `from_command_line`.
+      default: As in `from_command_line`.
+      description: As in `from_command_line`.
+
+    Returns:
+      What `main` returned.
+
+    Raises:
+      SystemExit: With code 1 after an error of the user's or a run that diverged, shown as their
+        message alone; with the signal's code after SIGTERM or SIGINT.
+    """
+    try:
+        return main(from_command_line(configs, default=default, description=description))
+    except loop.Interrupted as stop:
+        print(f"\n{stop} The same command goes on from there.", file=sys.stderr)
+        raise SystemExit(stop.exit_code) from None
+    except (ValueError, loop.TrainingDiverged) as fault:
+        print(f"\n{fault}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
 class ConfigError(ValueError):
     """A run cannot go on with the configuration given."""
 
@@ -90,7 +124,7 @@ def check_same_run(
     Args:
       saved: What the run was begun with, as JSON holds it; dictionaries may be nested.
       now: What it would go on with.
-      free: Names of entries that may change.
+      free: Names of entries that may change, without the names of what they are nested in.
       where: The run, for the message.
 
     Raises:
@@ -100,7 +134,7 @@ def check_same_run(
     changed = [
         f"  {name}: {before.get(name)!r} -> {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and name not in free
+        if before.get(name) != after.get(name) and name.rpartition(".")[2] not in free
     ]
     if changed:
         raise ConfigError(

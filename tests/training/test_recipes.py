@@ -1,10 +1,11 @@
 import dataclasses
 import json
 import pathlib
+import signal
 
 import pytest
 
-from jaxdet.training import recipes
+from jaxdet.training import loop, recipes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,3 +132,27 @@ def test_run_script_shows_faults_without_a_traceback(monkeypatch, capsys):
     assert stop.value.code == 1 and capsys.readouterr().err.endswith("is there already\n")
     with pytest.raises(FileExistsError):
         recipes.run_script(main, Config, description="About.")
+
+
+def end_of(monkeypatch, fault):
+    """How `run_experiment` ends where its script raises."""
+    monkeypatch.setattr("sys.argv", ["x.py", "--steps", "3"])
+
+    def main(config):
+        assert config.steps == 3
+        raise fault
+
+    with pytest.raises(SystemExit) as stop:
+        recipes.run_experiment(main, CONFIGS, default="smoke", description="About.")
+    return stop.value.code
+
+
+def test_run_experiment_says_how_it_stopped(monkeypatch, capsys):
+    assert end_of(monkeypatch, loop.Interrupted(7, signal.SIGTERM)) == 143
+    assert "SIGTERM after step 7" in capsys.readouterr().err
+    assert end_of(monkeypatch, loop.TrainingDiverged("Not finite")) == 1
+    assert end_of(monkeypatch, ValueError("No such split")) == 1
+    assert "No such split" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["x.py", "long"])
+    got = recipes.run_experiment(lambda c: c.rate, CONFIGS, default="smoke", description="")
+    assert got == 0.5
