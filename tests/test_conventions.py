@@ -16,6 +16,7 @@ MODULES = [path for path in FILES if path.name != "__init__.py"]
 # Defaults that may be given by position.
 POSITIONAL_DEFAULTS = {
     "jaxdet.systems.architectures.build": {"architecture"},  # The subject, not an option.
+    "jaxdet.systems.localizer.build": {"architecture"},
     "jaxdet.data.pipeline.iterate": {"start"},  # As in `enumerate`.
 }
 # Files whose tests have another name than theirs, so that no two test files share one.

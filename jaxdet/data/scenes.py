@@ -73,6 +73,7 @@ def draw_scene(
     most: int = 8,
     empty: float = 0.02,
     group: float = 0.06,
+    radii: tuple[float, float] = (0.085, 0.25),
 ) -> Scene:
     """Draws a square scene.
 
@@ -85,18 +86,21 @@ def draw_scene(
       most: Largest number of objects; the number is uniform in 1..most, less what finds no place.
       empty: Share of scenes without objects.
       group: Share of scenes with a group of small objects.
+      radii: Smallest and largest radius of an object that is no group, as shares of `size`.
 
     Returns:
       The scene.
     """
     if size < 64 or most < 1:
         raise ValueError(f"size must be at least 64 and most at least 1. Got {size} and {most}.")
+    if not 0 < radii[0] <= radii[1] <= 0.5:
+        raise ValueError(f"radii must be (low, high), 0 < low <= high <= 0.5. Got {radii}.")
     pixels, avoid = _background(rng, size)
     count = 0 if rng.random() < empty else int(rng.integers(1, most + 1))
     grouped = rng.random() < group
     things: list[_Thing] = []
     for i in range(count):
-        thing = _place(rng, things, avoid, size, crowd=grouped and i == 0)
+        thing = _place(rng, things, avoid, size, radii=radii, crowd=grouped and i == 0)
         if thing is not None:
             pixels = _paint(pixels, thing)
             things.append(thing)
@@ -126,14 +130,20 @@ def _annotate(image: np.ndarray, things: list[_Thing]) -> Scene:
 
 
 def _place(
-    rng: np.random.Generator, things: list[_Thing], avoid: np.ndarray, size: int, *, crowd: bool
+    rng: np.random.Generator,
+    things: list[_Thing],
+    avoid: np.ndarray,
+    size: int,
+    *,
+    radii: tuple[float, float],
+    crowd: bool,
 ) -> _Thing | None:
     """A new thing where it hides no other too much; None if there is no room."""
     look = _look(rng, avoid, size)
     label = int(rng.integers(1, len(CLASSES) + 1))
     least = rng.uniform(0.15, 0.35) if rng.random() < 0.5 else 0.5
+    draw = _group if crowd else functools.partial(_single, radii=radii)
     for _ in range(_TRIES):
-        draw = _group if crowd else _single
         contours, keypoints = draw(rng, CLASSES[label - 1], size)
         mask = _coverage(contours, size) >= 0.5
         new = _Thing(label, crowd, look, contours, keypoints, least, mask, _area(contours))
@@ -145,10 +155,10 @@ def _place(
 
 
 def _single(
-    rng: np.random.Generator, name: str, size: int
+    rng: np.random.Generator, name: str, size: int, *, radii: tuple[float, float]
 ) -> tuple[list[np.ndarray], Float[np.ndarray, "5 2"]]:
     """Outline and keypoints of one object: stretched, turned, and moved."""
-    radius = np.exp(rng.uniform(np.log(0.085), np.log(0.25))) * size
+    radius = np.exp(rng.uniform(*np.log(radii))) * size
     stretch = np.exp(rng.uniform(-0.15, 0.15))
     turn = rng.uniform(-np.pi, np.pi) / _SYMMETRY[name]
     center = rng.uniform(0.5 * radius, size - 0.5 * radius, 2)

@@ -41,6 +41,11 @@ class ShapesConfig(tfds.core.BuilderConfig):
     """Scenes in the split; likewise the next two."""
     validation: int = 256
     test: int = 512
+    most: int = 8
+    """This and the rest are options of `scenes.draw_scene`."""
+    empty: float = 0.02
+    group: float = 0.06
+    radii: tuple[float, float] = (0.085, 0.25)
 
 
 FULL = ShapesConfig(name="full", description="What results are reported on.")
@@ -52,16 +57,28 @@ LARGE = ShapesConfig(
 TINY = ShapesConfig(
     name="tiny", description="For tests: seconds.", train=64, validation=16, test=16
 )
+SINGLE = ShapesConfig(
+    name="single",
+    description="One object in each scene, larger: to say what it is and where.",
+    train=8000,
+    most=1,
+    empty=0.0,
+    group=0.0,
+    radii=(0.12, 0.35),
+)
+SINGLE_TINY = dataclasses.replace(
+    SINGLE, name="single_tiny", description=TINY.description, train=64, validation=16, test=16
+)
 
 
-Drawing = Literal["full", "large", "tiny"]  # Their names.
+Drawing = Literal["full", "large", "tiny", "single", "single_tiny"]  # Their names.
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
     """Writes the scenes of a `ShapesConfig` as array_record files."""
 
     VERSION = tfds.core.Version("1.0.0")  # Of the drawing: old files are not taken for new ones.
-    BUILDER_CONFIGS = [FULL, LARGE, TINY]  # noqa: RUF012 -- TFDS's own attribute.
+    BUILDER_CONFIGS = [FULL, LARGE, TINY, SINGLE, SINGLE_TINY]  # noqa: RUF012 -- TFDS's own attribute.
     # Nothing is downloaded. TFDS looks for checksums with a package it does not depend on.
     url_infos = None
 
@@ -94,7 +111,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         config: Any = self.builder_config
         for index in range(getattr(config, split)):
-            scene = draw(split, index, seed=config.seed)
+            scene = draw(split, index, config=config)
             yield (
                 index,
                 {
@@ -112,18 +129,25 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def draw(split: str, index: int, *, seed: int = FULL.seed) -> scenes.Scene:
+def draw(split: str, index: int, *, config: ShapesConfig = FULL) -> scenes.Scene:
     """The scene of a place in the data set, before its picture is compressed.
 
     Args:
       split: One of `SPLITS`.
       index: 0, 1, ...; may lie beyond the split's end.
-      seed: Of the whole data set.
+      config: Which drawing.
 
     Returns:
       The scene.
     """
-    return scenes.draw_scene(np.random.default_rng((seed, _index_of(split), index)), size=SIZE)
+    return scenes.draw_scene(
+        np.random.default_rng((config.seed, _index_of(split), index)),
+        size=SIZE,
+        most=config.most,
+        empty=config.empty,
+        group=config.group,
+        radii=config.radii,
+    )
 
 
 def prepare(data_dir: pathlib.Path, *, config: ShapesConfig = FULL) -> pathlib.Path:

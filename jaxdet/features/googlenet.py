@@ -203,19 +203,22 @@ class GoogLeNet(nn.Module):
             maps[f"C{i + 1}"] = x
         return maps
 
+    def head(
+        self, maps: tuple[Float[Array, "b _ _ _"], ...], *, train: bool
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
+        """Returns what the last layer reads, and its logits, of the maps of whole canvases."""
+        x = self.drop(maps[-1].mean((1, 2)), deterministic=not train)
+        return x, self.fc(x).astype(jnp.float32)
+
     def logits(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b k"]:
         """Returns what the classifier says of pictures that fill their canvas."""
-        return self._classify(self._maps(x, whole(x), train=train), train=train)
+        return self.head(self(x, whole(x), train=train), train=train)[1]
 
     def all_logits(self, x: Float[Array, "b h w c"], *, train: bool) -> AllLogits:
         """Returns what all three classifiers say; the paper adds 0.3 times the others' losses."""
         maps = self._maps(x, whole(x), train=train)
         return AllLogits(
-            self._classify(maps, train=train),
+            self.head((maps["C5"],), train=train)[1],
             self.aux1(maps["inception4a"], train=train),
             self.aux2(maps["inception4d"], train=train),
         )
-
-    def _classify(self, maps: dict[str, Array], *, train: bool) -> Array:
-        x = self.drop(maps["C5"].mean((1, 2)), deterministic=not train)
-        return self.fc(x).astype(jnp.float32)

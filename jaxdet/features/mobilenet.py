@@ -179,10 +179,11 @@ class _Classifier(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
         x = nn.hard_swish(nn.Dense(self.hidden, dtype=self.dtype, name="0")(x))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="3")(x).astype(jnp.float32)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="3")(x)
+        return x, logits.astype(jnp.float32)
 
 
 class MobileNetV3(nn.Module):
@@ -211,10 +212,15 @@ class MobileNetV3(nn.Module):
         """Returns (C0, ..., C5); see `MobileNetV3Features`."""
         return self.features(x, sizes, train=train)
 
+    def head(
+        self, maps: tuple[Float[Array, "b _ _ _"], ...], *, train: bool
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
+        """Returns what the last layer reads, and its logits, of the maps of whole canvases."""
+        return self.classifier(maps[-1].mean((1, 2)), train=train)
+
     def logits(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b k"]:
         """Returns what the classifier says of pictures that fill their canvas."""
-        x = self(x, whole(x), train=train)[-1].mean((1, 2))
-        return self.classifier(x, train=train)
+        return self.head(self(x, whole(x), train=train), train=train)[1]
 
 
 _RE, _HS = nn.relu, nn.hard_swish

@@ -1,4 +1,4 @@
-"""Normalization layers with one signature: `Norm(name=...)(x, mask, train=...)`.
+"""Normalized pictures; and normalization layers, `Norm(name=...)(x, mask, train=...)`.
 
 b h w c  images in a batch, height, width, channels.
 mask     True inside the pictures, False on the canvas around them.
@@ -10,6 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxdet.structures import Images
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def valid_mask(
@@ -31,6 +36,25 @@ def valid_mask(
 def whole(x: Float[Array, "b h w c"]) -> Int[Array, "b 2"]:
     """Returns the sizes of pictures that fill their canvas."""
     return jnp.broadcast_to(jnp.array(x.shape[1:3], jnp.int32), (x.shape[0], 2))
+
+
+def normalized(
+    images: Images,
+    *,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Float[Array, "b h w 3"]:
+    """Returns (pixels - mean) / std, and 0 outside of the pictures.
+
+    Args:
+      images: Pictures on a canvas.
+      mean: Of the training pictures, for each colour, 0 to 255.
+      std: Their standard deviation.
+    """
+    center, spread = (jnp.asarray(v).reshape(1, 1, 1, 3) for v in (mean, std))
+    pixels = (images.pixels.astype(jnp.float32) - center) / spread
+    canvas = (images.pixels.shape[1], images.pixels.shape[2])
+    return jnp.where(valid_mask(images.sizes, canvas, stride=1), pixels, 0)
 
 
 class BatchNorm(nn.BatchNorm):

@@ -184,10 +184,17 @@ class ResNet(nn.Module):
             maps.append(x)
         return tuple(maps)
 
+    def head(
+        self, maps: tuple[Float[Array, "b _ _ _"], ...], *, train: bool
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
+        """Returns what the last layer reads, and its logits, of the maps of whole canvases."""
+        del train
+        x = maps[-1].mean((1, 2))
+        return x, self.fc(x).astype(jnp.float32)
+
     def logits(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b k"]:
         """Returns what the classifier says of pictures that fill their canvas."""
-        x = self(x, whole(x), train=train)[-1].mean((1, 2))
-        return self.fc(x).astype(jnp.float32)
+        return self.head(self(x, whole(x), train=train), train=train)[1]
 
 
 def resnet(

@@ -71,11 +71,12 @@ class _Classifier(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
         for name in ("0", "3"):
             x = nn.relu(nn.Dense(4096, dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="6")(x).astype(jnp.float32)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, name="6")(x)
+        return x, logits.astype(jnp.float32)
 
 
 class VGG(nn.Module):
@@ -105,10 +106,16 @@ class VGG(nn.Module):
         """Returns (C1, ..., C5); see `VGGFeatures`."""
         return self.features(x, sizes, train=train)
 
+    def head(
+        self, maps: tuple[Float[Array, "b _ _ _"], ...], *, train: bool
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
+        """Returns what the last layer reads, and its logits, of the maps of whole canvases."""
+        x = adaptive_avg_pool(_pool(maps[-1]), (7, 7))
+        return self.classifier(flatten(x), train=train)
+
     def logits(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b k"]:
         """Returns what the classifier says of pictures that fill their canvas."""
-        x = _pool(self(x, whole(x), train=train)[-1])
-        return self.classifier(flatten(adaptive_avg_pool(x, (7, 7))), train=train)
+        return self.head(self(x, whole(x), train=train), train=train)[1]
 
 
 def vgg(

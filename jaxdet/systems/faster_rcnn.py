@@ -34,9 +34,6 @@ from jaxdet.regions import heads, roi_loss
 from jaxdet.structures import Batch, Detections, Images, Proposals
 from jaxdet.training.steps import Aux
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
 
 class LossOptions(NamedTuple):
     """What a training step samples."""
@@ -66,8 +63,8 @@ class FasterRCNN(nn.Module):
     backbone: nn.Module
     rpn: rpn.RPN
     roi_heads: heads.RoIHeads
-    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    pixel_std: tuple[float, float, float] = IMAGENET_STD
+    pixel_mean: tuple[float, float, float] = norm.IMAGENET_MEAN
+    pixel_std: tuple[float, float, float] = norm.IMAGENET_STD
 
     def __call__(self, images: Images) -> heads.BoxOutputs:
         """Runs every stage once, for `init`: the picture itself is the only box."""
@@ -80,10 +77,8 @@ class FasterRCNN(nn.Module):
 
     def features(self, images: Images, *, train: bool) -> tuple[Array, ...]:
         """Returns the pyramid of normalized images; what lies outside of a picture is zero."""
-        mean, std = (jnp.asarray(v).reshape(1, 1, 1, 3) for v in (self.pixel_mean, self.pixel_std))
-        pixels = (images.pixels.astype(jnp.float32) - mean) / std
-        inside = norm.valid_mask(images.sizes, _canvas(images), stride=1)
-        return self.backbone(jnp.where(inside, pixels, 0), images.sizes, train=train)
+        pixels = norm.normalized(images, mean=self.pixel_mean, std=self.pixel_std)
+        return self.backbone(pixels, images.sizes, train=train)
 
     def objectness(self, pyramid: tuple[Array, ...], images: Images) -> RPNOutputs:
         """Returns what the region proposal network says of every anchor."""

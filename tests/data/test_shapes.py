@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -56,13 +57,49 @@ def test_pictures_lose_little_and_keep_red_red(source):
 
 
 def test_splits_and_seeds_differ():
+    configs = [dataclasses.replace(shapes.FULL, seed=seed) for seed in range(3)]
     pictures = [
-        shapes.draw(split, index, seed=seed).image.tobytes()
+        shapes.draw(split, index, config=config).image.tobytes()
         for split in shapes.SPLITS
         for index in range(4)
-        for seed in range(3)
+        for config in configs
     ]
     assert len(set(pictures)) == len(pictures)
+
+
+@pytest.fixture(scope="module")
+def single():
+    return [
+        shapes.draw(split, index, config=shapes.SINGLE)
+        for split in shapes.SPLITS
+        for index in range(100)
+    ]
+
+
+def test_single_scenes_have_one_object_that_counts(single):
+    for scene in single:
+        assert len(scene.labels) == 1 and not scene.crowd.any() and not scene.difficult.any()
+    counts = np.bincount([scene.labels[0] for scene in single], minlength=9)[1:]
+    assert np.all(np.abs(counts - 300 / 8) < 4 * np.sqrt(300 / 8))
+    sides = [np.sqrt(np.prod(scene.boxes[0, 2:] - scene.boxes[0, :2])) for scene in single]
+    assert 40 < np.median(sides) < 60 and max(sides) > 85
+
+
+def test_colours_of_single_objects_do_not_tell_the_class(single):
+    colours = np.array([scene.image[scene.masks[0]].mean(axis=0) for scene in single])
+    labels = np.array([scene.labels[0] for scene in single])
+    distance = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
+    nearest = np.argmin(distance + np.diag(np.full(len(single), np.inf)), axis=1)
+    hits = np.mean(labels[nearest] == labels)
+    assert abs(hits - 1 / 8) < 4 * np.sqrt(1 / 8 * 7 / 8 / len(single))
+
+
+def test_small_single_drawing_is_the_beginning_of_the_large_one(tmp_path):
+    source = shapes.load("test", data_dir=tmp_path, config=shapes.SINGLE_TINY)
+    assert len(source) == 16
+    for index, annotation in enumerate(source.annotations):
+        want = shapes.draw("test", index, config=shapes.SINGLE)
+        np.testing.assert_array_equal(annotation.boxes, want.boxes)
 
 
 def test_masks_keypoints_and_captions_come_back(data_dir):

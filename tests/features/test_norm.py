@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.features.norm import BatchNorm, FrozenBatchNorm, GroupNorm, valid_mask, whole
+from jaxdet.features.norm import (
+    BatchNorm,
+    FrozenBatchNorm,
+    GroupNorm,
+    normalized,
+    valid_mask,
+    whole,
+)
+from jaxdet.structures import Images
 
 
 def ones(x):
@@ -24,6 +32,16 @@ def test_whole_pictures_have_no_padding():
     x = jnp.zeros((2, 3, 5, 1))
     np.testing.assert_array_equal(whole(x), [[3, 5], [3, 5]])
     assert valid_mask(whole(x), (3, 5), stride=1).all()
+
+
+def test_normalized_pictures_are_zero_beside_themselves():
+    pixels = jnp.array([[[[30, 8, 2], [9, 9, 9]], [[9, 9, 9], [9, 9, 9]]]], jnp.uint8)
+    got = normalized(
+        Images(pixels, jnp.array([[1, 1]])), mean=(10.0, 20.0, 2.0), std=(2.0, 3.0, 4.0)
+    )
+    want = np.zeros((1, 2, 2, 3))
+    want[0, 0, 0] = (10, -4, 0)
+    np.testing.assert_array_equal(got, want)
 
 
 def test_batch_norm_formula(rng):
