@@ -260,7 +260,7 @@ def main(config: Config) -> dict[str, float]:
     description = Description(
         config.architecture, train.classes, train.category_ids, config.canvases, config.detect
     )
-    finder = predictor.faster_rcnn_predictor(description)
+    finder = predictor.from_description(description)
     truth = sources.to_coco(val)
     val_batches = pipeline.eval_pipeline(
         val, canvases=config.canvases, batch_size=options.batch_size, max_objects=rows

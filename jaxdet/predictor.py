@@ -7,7 +7,7 @@ the evaluation of what was found are here, the same for every system.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -15,16 +15,15 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxdet.data import pictures, pipeline
+from jaxdet.data import pictures, pipeline, sources
 from jaxdet.data.records import Annotation, Source
 from jaxdet.data.resize import ShortSide
-from jaxdet.metrics import coco
-from jaxdet.structures import Detections, Images
-from jaxdet.systems import architectures, faster_rcnn
-from jaxdet.training import parallel
+from jaxdet.metrics import coco, localization
+from jaxdet.structures import Batch, Detections, Images
+from jaxdet.training import parallel, steps
 from jaxdet.viz import draw
 from jaxdet.weights import detectors
-from jaxdet.weights.description import Description
+from jaxdet.weights.description import SYSTEMS, Description, name_of
 
 Rows = list[dict[str, Any]]
 UNKNOWN = -1  # Stands for the number of a class that a data set does not have.
@@ -44,16 +43,16 @@ class Predictor:
     """(height, width) of the arrays that pictures are resized onto, or the rule for both sizes."""
 
 
-def faster_rcnn_predictor(description: Description) -> Predictor:
-    """Compiles Faster R-CNN's `detect`.
+def from_description(description: Description) -> Predictor:
+    """Compiles a system's `detect`.
 
     Args:
-      description: Of the detector.
+      description: Of the system.
     """
-    model = architectures.build(len(description.classes), description.architecture)
-    detect = functools.partial(faster_rcnn.detect, model, options=description.detect)
+    system = SYSTEMS[name_of(description.architecture)]
+    model = system.build(len(description.classes), description.architecture)
     return Predictor(
-        parallel.parallel_map(detect),
+        parallel.parallel_map(functools.partial(system.detect, model, options=description.detect)),
         description.classes,
         description.category_ids,
         description.canvases,
@@ -95,7 +94,7 @@ def from_detector(
     if score_threshold is not None:
         detect = description.detect._replace(score_threshold=score_threshold)
         description = description._replace(detect=detect)
-    return faster_rcnn_predictor(description), variables
+    return from_description(description), variables
 
 
 def detect_source(
@@ -143,6 +142,27 @@ def detect_source(
         if progress:
             progress(done)
     return [row for row in rows if row["category_id"] != UNKNOWN]
+
+
+def measure_localization(
+    predictor: Predictor, variables: Any, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Holds guesses about pictures against what is in them, see `metrics.localization.sums`.
+
+    Args:
+      predictor: Of a localizer, or of a classifier, whose boxes are the whole pictures.
+      variables: Of the model.
+      batches: Of the pictures, their size divisible by the number of devices.
+
+    Returns:
+      Means by name.
+    """
+    sums: steps.Sums = {}
+    count = jax.jit(localization.sums)
+    for batch in batches:
+        guesses = jax.device_get(predictor.detect(variables, batch.images))
+        sums = steps.merge(sums, jax.device_get(count(guesses, batch.instances)))
+    return {name: float(value) for name, value in steps.means(sums).items()}
 
 
 def _category_ids(predictor: Predictor, source: Source) -> Sequence[int]:
@@ -218,10 +238,7 @@ def draw_results(
       score_threshold: Less likely ones are not drawn.
     """
     shown = [row for row in rows if row["score"] >= score_threshold]
-    boxes = np.array([row["bbox"] for row in shown], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    labels = np.array([category_ids.index(row["category_id"]) + 1 for row in shown], np.int32)
-    scores = np.array([row["score"] for row in shown], np.float32)
+    boxes, labels, scores = _arrays(shown, category_ids)
     return draw.draw_boxes(image, boxes, labels, classes, scores=scores)
 
 
@@ -263,11 +280,9 @@ def contact_sheet(
       columns: Of the sheet.
       width: Larger pictures are shrunk to this, pixels.
     """
-    by_picture = group_by_picture(rows)
-    chosen = np.unique(np.linspace(0, len(source) - 1, min(n_pictures, len(source))).astype(int))
+    by_picture, source = group_by_picture(rows), spread(source, n_pictures)
     pairs = []
-    for index in chosen:
-        image, annotation = source[int(index)]
+    for image, annotation in (source[index] for index in range(len(source))):
         found = by_picture.get(annotation.image_id, [])
         truth = draw_truth(image, annotation, classes=source.classes)
         predicted = draw_results(
@@ -277,3 +292,50 @@ def contact_sheet(
         scale = min(1, 2 * width / pair.shape[1])
         pairs.append(cv2.resize(pair, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
     return draw.contact_sheet(pairs, columns)
+
+
+def spread(source: Source, n_pictures: int) -> Source:
+    """Some pictures, spread evenly over a source; all if it has no more."""
+    chosen = np.linspace(0, len(source) - 1, min(n_pictures, len(source))).astype(int).tolist()
+    return sources.select(source, chosen, name=source.name)
+
+
+def progress_sheet(
+    source: Source, results: Mapping[str, Sequence[Mapping[str, Any]]], *, n_columns: int = 8
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Best guesses over the time of training: a row for each picture.
+
+    Args:
+      source: A few annotated pictures, whose objects are drawn dashed.
+      results: By title of the column, rows of a COCO results file.
+      n_columns: At most so many of the results are shown, spread evenly, the last among them.
+    """
+    titles = list(results)
+    kept = np.linspace(0, len(titles) - 1, min(n_columns, len(titles))).round().astype(int)
+    columns = {titles[i]: group_by_picture(results[titles[i]]) for i in kept.tolist()}
+    cells = []
+    for image, annotation in (source[index] for index in range(len(source))):
+        objects = len(annotation.labels)
+        for title, by_picture in columns.items():
+            rows = by_picture.get(annotation.image_id, [])
+            boxes, labels, _ = _arrays(rows[:objects], source.category_ids)
+            cell = draw.draw_boxes(
+                image,
+                np.concatenate([annotation.boxes, boxes]),
+                np.concatenate([annotation.labels, labels]),
+                source.classes,
+                ignored=np.arange(objects + len(boxes)) < objects,
+                magnify=max(1, 256 // max(image.shape[:2])),
+            )
+            cells.append(draw.titled(cell, title))
+    return draw.contact_sheet(cells, len(columns), margin=4)
+
+
+def _arrays(
+    rows: Sequence[Mapping[str, Any]], category_ids: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (xyxy), labels and scores of rows of a results file."""
+    boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = np.array([category_ids.index(row["category_id"]) + 1 for row in rows], np.int32)
+    return boxes, labels, np.array([row["score"] for row in rows], np.float32)

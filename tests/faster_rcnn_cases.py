@@ -52,23 +52,25 @@ DETECT = DetectOptions(
 )
 
 
-def make_batch(*, n_rows=4) -> Batch:
-    """Four pictures of squares whose grey is their class, the last one smaller than the canvas.
+# (x, y, side) of the squares of each picture, and which of them are crowds: (picture, square).
+SQUARES = ([(4, 4, 20), (30, 34, 26)], [(8, 30, 20), (36, 6, 18)], [], [(6, 10, 20)])
+CROWDS = ((1, 0),)
 
-    Picture 1 has a crowd instead of its first object, picture 2 nothing at all.
-    """
+
+def make_batch(*, n_rows=4, squares=SQUARES, crowds=CROWDS) -> Batch:
+    """Four pictures of squares whose grey is their class, the last one smaller than the canvas."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 40, (4, *CANVAS, 3)).astype(np.uint8)
     boxes = np.zeros((4, n_rows, 4), np.float32)
     labels = np.zeros((4, n_rows), np.int32)
     crowd = np.zeros((4, n_rows), bool)
-    corners = [[(4, 4, 20), (30, 34, 26)], [(8, 30, 20), (36, 6, 18)], [], [(6, 10, 20)]]
-    for i, picture in enumerate(corners):
+    for i, picture in enumerate(squares):
         for j, (x, y, side) in enumerate(picture):
             labels[i, j] = (i + j) % K + 1
             boxes[i, j] = (x, y, x + side, y + side)
             pixels[i, y : y + side, x : x + side] = 80 * labels[i, j]
-    crowd[1, 0] = True
+    for place in crowds:
+        crowd[place] = True
     sizes = np.array([CANVAS, CANVAS, CANVAS, (40, 48)], np.int32)
     valid = labels > 0
     return Batch(

@@ -172,7 +172,7 @@ def test_load_gives_back_what_was_trained(trained, monkeypatch):
         built.append(description)
         return predictor.Predictor(find_white, CLASSES, CATEGORY_IDS, CANVASES)
 
-    monkeypatch.setattr(predictor, "faster_rcnn_predictor", build)
+    monkeypatch.setattr(predictor, "from_description", build)
     _, loaded = predictor.load(path)
     predictor.load(path, score_threshold=0.7)
     assert built[0] == Description(ARCHITECTURE, CLASSES, CATEGORY_IDS, CANVASES, OPTIONS)

@@ -12,6 +12,8 @@ from jaxdet.data.reports import Report
 
 Box = tuple[float, float, float, float]
 
+WHOLE = "Classes of pictures: boxes are the whole pictures'."  # A note for `whole`.
+
 _FAR = 1e9  # px; float32 holds it, and no picture does.
 
 
@@ -71,6 +73,17 @@ def assemble(
         keypoints=_keypoints(kept, size, n_keypoints, report) if n_keypoints else None,
         captions=tuple(captions),
     )
+
+
+def whole(where: str, size: tuple[int, int], label: int) -> Found:
+    """A picture as an object.
+
+    Args:
+      where: For messages.
+      size: (height, width) of the picture.
+      label: 1..k.
+    """
+    return Found(where, (0.0, 0.0, float(size[1]), float(size[0])), label)
 
 
 def _areas(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from jaxdet.data import (
+    class_folders,
     coco_json,
     csv_boxes,
     mask_folders,
@@ -32,7 +33,7 @@ class Options(NamedTuple):
     images: pathlib.Path | None = None
 
 
-Format = Literal["coco", "voc", "yolo", "via", "masks", "csv", "tfds"]
+Format = Literal["coco", "voc", "yolo", "via", "masks", "csv", "tfds", "folders"]
 Parts = dict[str, Callable[[], Source]]
 Finder = Callable[[pathlib.Path, Options], Parts]
 
@@ -66,7 +67,8 @@ def find_parts(path: pathlib.Path, options: Options, *, format: str | None = Non
         "annotations/instances_*.json or *.json; for Annotations/ with JPEGImages/ (VOC); for "
         "*.xml beside pictures, also in sub folders; for a data.yaml (YOLO); for JSON files of "
         "the VGG Image Annotator; for masks/ beside images/; for *.csv with columns "
-        f"{', '.join(csv_boxes.NEEDED)}; for a prepared TFDS folder."
+        f"{', '.join(csv_boxes.NEEDED)}; for a prepared TFDS folder; for folders of pictures by "
+        "class."
     )
 
 
@@ -233,6 +235,28 @@ def _masks(path: pathlib.Path, options: Options) -> Parts:
     return {part: functools.partial(read, part) for part in parts}
 
 
+def _class_folders(path: pathlib.Path, options: Options) -> Parts:
+    found = class_folders.find_folders(path) if path.is_dir() else {}
+    classes = options.classes or class_folders.class_names(found)
+    return {
+        part: functools.partial(
+            class_folders.read_folders,
+            f"{path} [{part}]",
+            folders,
+            classes=classes,
+            report=options.report,
+        )
+        for part, folders in found.items()
+    }
+
+
+def _several_class_folders(path: pathlib.Path, options: Options) -> Parts:
+    """One folder of pictures alone is more likely a data set whose annotations are missing."""
+    parts = _class_folders(path, options)
+    several = len(class_folders.class_names(class_folders.find_folders(path))) > 1 if parts else 0
+    return parts if several else {}
+
+
 def _by_part(
     root: pathlib.Path, folders: Sequence[pathlib.Path] | dict[pathlib.Path, None]
 ) -> dict[str, list[pathlib.Path]]:
@@ -256,7 +280,7 @@ def _glob(
 
 ORDER: tuple[Finder, ...] = (
     *(_tfds, _voc, _yolo, _coco, _side_by_side_voc),
-    *(_masks, _via, _csv, _loose_coco),
+    *(_masks, _via, _csv, _loose_coco, _several_class_folders),
 )
 FORMATS: dict[str, tuple[Finder, ...]] = {
     "coco": (_coco, _loose_coco),
@@ -266,4 +290,5 @@ FORMATS: dict[str, tuple[Finder, ...]] = {
     "masks": (_masks,),
     "csv": (_csv,),
     "tfds": (_tfds,),
+    "folders": (_class_folders,),
 }

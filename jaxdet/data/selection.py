@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
-from jaxdet.data import epochs, layouts, shapes, sources
+from jaxdet.data import epochs, layouts, objects, shapes, sources
 from jaxdet.data.records import Source
 
 
@@ -17,7 +17,8 @@ class Selection:
     """Data sets and their parts; each field is also a flag."""
 
     data: str = "shapes"
-    """`shapes`, or a path: COCO, VOC, YOLO, VIA, CSV, masks, a TFDS folder; or tfds:NAME."""
+    """`shapes`, or a path: COCO, VOC, YOLO, VIA, CSV, masks, pictures by class, a TFDS folder; or
+    tfds:NAME."""
     format: layouts.Format | None = None
     """Of the data, if what is found by itself is wrong."""
     skip_bad: bool = False
@@ -42,6 +43,10 @@ class Selection:
     """Further data to train on, of the same classes; each is named as `data` is."""
     data_weights: tuple[float, ...] = ()
     """Shares of `data` and of each of `more_data` in an epoch; by their sizes if none are given."""
+    n_objects: int | None = None
+    """Only pictures with this many objects, all of which count."""
+    crops: float | None = None
+    """Objects cut out, with this share of their sides around them, in place of pictures."""
     threads: int = 1
     """Of the input pipeline, in each of its processes."""
     workers: int = 0
@@ -65,7 +70,7 @@ def open_split(selection: Selection, split: str, *, classes: Sequence[str] | Non
     Raises:
       DataError: Names every fault (the first ten of them), unless bad pictures are skipped.
     """
-    return sources.open_data(
+    source = sources.open_data(
         selection.data,
         split=split,
         data_dir=selection.data_dir,
@@ -75,6 +80,11 @@ def open_split(selection: Selection, split: str, *, classes: Sequence[str] | Non
         skip_bad=selection.skip_bad,
         classes=classes,
     )
+    if selection.n_objects is not None:
+        source = objects.with_count(source, selection.n_objects)
+    if selection.crops is not None:
+        source = objects.crops(source, context=selection.crops)
+    return source
 
 
 def open_training(selection: Selection) -> tuple[Source, Float64[np.ndarray, " n"] | None]:

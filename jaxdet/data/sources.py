@@ -143,7 +143,8 @@ def open_folder(
     in `train`, `val`, ... VOC: a folder with `Annotations` and `JPEGImages`, with or without
     `ImageSets/Main`; or pictures and XML files side by side, there or in sub folders. YOLO: a
     folder with `data.yaml`, or that file. VIA: its JSON. Masks: `masks` beside `images`. CSV: a
-    file, see `csv_boxes`. TFDS: a folder prepared as array_record.
+    file, see `csv_boxes`. TFDS: a folder prepared as array_record. Folders: pictures by class, see
+    `class_folders`.
 
     Args:
       path: The file or folder.

@@ -1,8 +1,9 @@
 """TFDS data sets prepared as array_record, to a `Source`, without TensorFlow.
 
-Two layouts are read: ours (`arrays.py`: xyxy pixels, labels 1..k), and TFDS's own, a sequence of
-objects with a `bbox` (yxyx, relative to the picture) and a `label` 0..k-1, as in `voc/2007`,
-`coco/2017` and `wider_face`. Preparing those needs TensorFlow; reading does not.
+Three layouts are read: ours (`arrays.py`: xyxy pixels, labels 1..k), and two of TFDS's own: a
+sequence of objects with a `bbox` (yxyx, relative to the picture) and a `label` 0..k-1, as in
+`voc/2007`, `coco/2017` and `wider_face`; and a `label` of the whole picture, as in `imagenet2012`.
+Preparing those needs TensorFlow; reading does not.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float, UInt8
 
 from jaxdet.data import pictures, shapes
-from jaxdet.data.assemble import Found, assemble
+from jaxdet.data.assemble import WHOLE, Found, assemble, whole
 from jaxdet.data.coco_masks import parse_segmentation
 from jaxdet.data.records import Annotation, DataError, Segment, Source
 from jaxdet.data.reports import Report, reporting
@@ -34,6 +35,7 @@ class _Labels(NamedTuple):
     keypoint_names: tuple[str, ...] = ()
     keypoint_pairs: tuple[tuple[int, int], ...] = ()
     one_based: bool = False  # VOC's boxes are divided by the size as VOC wrote them.
+    of_pictures: bool = False  # A class for the whole picture; no objects.
 
 
 def is_prepared(path: pathlib.Path) -> bool:
@@ -117,7 +119,7 @@ def read_tfds(
             category_ids=tuple(ids.get(name, unused + i) for i, name in enumerate(known))
             if ids
             else (),
-            notes=report.notes(),
+            notes=(*((WHOLE,) if labels.of_pictures else ()), *report.notes()),
             keypoint_names=labels.keypoint_names,
             keypoint_pairs=labels.keypoint_pairs,
         )
@@ -189,8 +191,12 @@ def _labels(builder: Any, folder: pathlib.Path) -> _Labels:
             label: Any = dict(inner).get("label")
             names = label.names if label else [name.removesuffix("s")]
             return _Labels(tuple(names), name, one_based=builder.name == "voc")
+    label = features["label"] if {"image", "label"} <= set(features) else None
+    if isinstance(label, tfds.features.ClassLabel):
+        return _Labels(tuple(label.names), None, of_pictures=True)
     raise DataError(
-        f"{folder}: has no picture with boxes: its features are {', '.join(features)}. Convert it."
+        f"{folder}: has no picture with boxes or a class: its features are {', '.join(features)}. "
+        "Convert it."
     )
 
 
@@ -219,7 +225,7 @@ def _annotation(
     report: Report,
 ) -> Annotation:
     size = pictures.parse_header(row["image"], where).size
-    read = _own if labels.objects is None else _relative
+    read = _whole if labels.of_pictures else _own if labels.objects is None else _relative
     return assemble(
         int(row.get("id", row.get("image/id", index + 1))),
         _text(row, "name") or _text(row, "image/filename") or f"record {index}",
@@ -286,6 +292,13 @@ def _relative(
             )
         )
     return found
+
+
+def _whole(
+    row: dict[str, Any], size: tuple[int, int], labels: _Labels, classes: Sequence[str], where: str
+) -> list[Found]:
+    label = _label(int(row["label"]) + 1, labels, classes, f"{where}: label")
+    return [whole(where, size, label)]
 
 
 def _pixels(

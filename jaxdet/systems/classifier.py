@@ -186,7 +186,6 @@ def run(
     *,
     keys: Any,
     train: bool,
-    train_maps: bool | None = None,
 ) -> tuple[Any, Any]:
     """Applies a system of two parts, `maps` of images and a `head` of maps, without side effects.
 
@@ -198,24 +197,22 @@ def run(
       images: Pictures on a canvas.
       keys: Of dropout, one an image; without `train`, none are needed.
       train: Whether there is dropout, and norms use (and move) the statistics of the batch.
-      train_maps: The second alone; as `train` if None.
 
     Returns:
       What the head returns, and the statistics after this batch.
     """
-    train_maps = train if train_maps is None else train_maps
     maps, updates = model.apply(
         variables,
         images,
-        train=train_maps,
+        train=train,
         method="maps",
-        mutable=["batch_stats"] if train_maps else [],
+        mutable=["batch_stats"] if train else [],
     )
     stats = updates.get("batch_stats", variables.get("batch_stats", {}))
     if not train or keys is None:
         return model.apply(variables, maps, train=False, method="head"), stats
 
-    def one(maps: Maps, key: Any) -> Any:
+    def one(maps: Any, key: Any) -> Any:
         alone = jax.tree.map(lambda x: x[None], maps)
         found = model.apply(variables, alone, train=True, rngs={"dropout": key}, method="head")
         return jax.tree.map(lambda x: x[0], found)

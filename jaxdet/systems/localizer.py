@@ -8,7 +8,7 @@ j   boxes of a slot: one a class, or 1 for all of them.
                  `--> box head  -> deltas, from the frame of the picture to the box
 
 Four steps: train a classifier, attach a box head to its maps or to the vector before its last
-layer, train the head alone (`LossOptions.head_only`), use both. Or train both at once.
+layer, train the head alone (`LossOptions.train_classifier` off), use both. Or train both at once.
 
 Source:
   OverFeat (Sermanet et al. 2014, arXiv:1312.6229v4), section 4; VGG (Simonyan & Zisserman 2015,
@@ -49,7 +49,8 @@ from jaxdet.training.steps import Aux
 class LossOptions(NamedTuple):
     """What is minimized."""
 
-    head_only: bool = False  # The classifier stays as it is, statistics and all.
+    train_classifier: bool = True  # Else it stays as it is, statistics and all.
+    train_boxes: bool = True  # Else their head stays as it is.
     optimal: bool = False  # Boxes answer for the objects that they fit best; else in order.
     label_smoothing: float = 0.0  # Share of the target that all classes have alike, 0 to 1.
 
@@ -210,16 +211,21 @@ def loss(
       options: What is minimized.
 
     Returns:
-      (sum, count) of `class` and `box`, the counts those of objects, and `Aux`, whose metrics are
-      the share of objects whose class is the likeliest (`accuracy`) and the mean IoU of the boxes
-      of their classes (`iou`).
+      (sum, count) of `class` and `box`, where they are trained, the counts those of objects, and
+      `Aux`, whose metrics are the share of objects whose class is the likeliest (`accuracy`) and
+      the mean IoU of the boxes of their classes (`iou`).
     """
-    train_maps = train and not options.head_only
+    if not options.train_classifier:
+        params = variables["params"]
+        fixed = {"network": jax.lax.stop_gradient(params["network"])}
+        variables = variables | {"params": params | fixed}
     outputs, stats = classifier.run(
-        model, variables, batch.images, keys=batch.keys, train=train, train_maps=train_maps
+        model,
+        variables,
+        batch.images,
+        keys=batch.keys,
+        train=train and options.train_classifier,
     )
-    if options.head_only:
-        outputs = outputs._replace(logits=jax.lax.stop_gradient(outputs.logits))
     objects = classifier.counted(batch.instances) & (batch.records >= 0)[:, None]
     truth = batch.instances._replace(valid=objects, masks=None, keypoints=None)
 
@@ -227,7 +233,9 @@ def loss(
         return _image_loss(outputs, truth, frame, options=options)
 
     terms, metrics = jax.vmap(one)(outputs, truth, classifier.frames(batch.images))
-    return jax.tree.map(jnp.sum, terms), Aux(jax.tree.map(jnp.sum, metrics), stats)
+    trained = {"class": options.train_classifier, "box": options.train_boxes}
+    terms, metrics = jax.tree.map(jnp.sum, (terms, metrics))
+    return {name: terms[name] for name, used in trained.items() if used}, Aux(metrics, stats)
 
 
 def _image_loss(
@@ -256,8 +264,8 @@ def _image_loss(
     if options.optimal:
         slots = assignment.assign(entropy + error, truth.valid, jnp.ones(n_slots, bool))
     else:
-        order = jnp.arange(n_objects, dtype=jnp.int32)
-        slots = Assignment(jnp.minimum(order, n_slots - 1), truth.valid & (order < n_slots))
+        order = jnp.cumsum(truth.valid, dtype=jnp.int32) - 1
+        slots = Assignment(jnp.clip(order, 0, n_slots - 1), truth.valid & (order < n_slots))
 
     def chosen(x: Array) -> Array:
         return x[jnp.arange(n_objects), slots.index]
@@ -306,6 +314,6 @@ def _decode(deltas: Float[Array, "*n 4"], frame: Float[Array, " 4"]) -> Float[Ar
     return coders.decode_boxes(deltas, jnp.broadcast_to(frame, deltas.shape), weights=BOX_WEIGHTS)
 
 
-def is_trainable(path: str, *, head_only: bool) -> bool:
+def is_trainable(path: str, *, options: LossOptions) -> bool:
     """Returns whether the parameter at a path such as "box_head/fc1/kernel" is trained."""
-    return not head_only or path.startswith(("box_head/", "box_predictor/"))
+    return options.train_classifier if path.startswith("network/") else options.train_boxes

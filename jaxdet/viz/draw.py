@@ -80,7 +80,7 @@ def side_by_side(
 ) -> UInt8[np.ndarray, "h3 w3 3"]:
     """Returns two pictures beside each other, each under its title."""
     return contact_sheet(
-        [_titled(truth, titles[0]), _titled(predictions, titles[1])], columns=2, margin=4
+        [titled(truth, titles[0]), titled(predictions, titles[1])], columns=2, margin=4
     )
 
 
@@ -167,7 +167,8 @@ def _tag(canvas: np.ndarray, text: str, corners: tuple[int, int, int, int], colo
     cv2.putText(canvas, text, (x + 2, y + height + 2), FONT, FONT_SCALE, ink, 1, cv2.LINE_AA)
 
 
-def _titled(image: np.ndarray, title: str) -> np.ndarray:
+def titled(image: UInt8[np.ndarray, "h w 3"], title: str) -> UInt8[np.ndarray, "h2 w 3"]:
+    """Returns the picture with a line of text above it."""
     bar = np.full((24, image.shape[1], 3), PAPER, np.uint8)
     cv2.putText(bar, title, (4, 17), FONT, 0.55, INK, 1, cv2.LINE_AA)
     return np.concatenate([bar, image])

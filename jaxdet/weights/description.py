@@ -1,32 +1,58 @@
-"""What must be known of a detector beside its variables, as JSON holds it in every checkpoint."""
+"""What must be known of a system beside its variables, as JSON holds it in every checkpoint."""
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxdet.data.resize import ShortSide
-from jaxdet.proposals.rpn import ProposalOptions
-from jaxdet.systems.architectures import Architecture
-from jaxdet.systems.faster_rcnn import DetectOptions
+from jaxdet.features.networks import Network
+from jaxdet.systems import architectures, classifier, faster_rcnn, localizer
 
-SYSTEM = "faster_rcnn"
+
+class System(NamedTuple):
+    """What stands behind a name in a checkpoint."""
+
+    architecture: type  # A dataclass of numbers.
+    options: type  # Of `detect`, a NamedTuple.
+    build: Callable[..., Any]  # build(num_classes, architecture, axis_name=..., dtype=...)
+    detect: Callable[..., Any]  # detect(model, variables, images, options=...)
+
+
+SYSTEMS = {
+    "faster_rcnn": System(
+        architectures.Architecture,
+        faster_rcnn.DetectOptions,
+        architectures.build,
+        faster_rcnn.detect,
+    ),
+    "classifier": System(Network, classifier.DetectOptions, classifier.build, classifier.detect),
+    "localizer": System(
+        localizer.Architecture, classifier.DetectOptions, localizer.build, localizer.detect
+    ),
+}
 
 
 class Description(NamedTuple):
     """A detector without its numbers."""
 
-    architecture: Architecture
+    architecture: Any  # Of one of the `SYSTEMS`.
     classes: tuple[str, ...]  # Name of label 1, 2, ...
     category_ids: tuple[int, ...]  # Number of label 1, 2, ... in results files.
     canvases: tuple[tuple[int, int], ...] | ShortSide  # Which sizes pictures are given.
-    detect: DetectOptions
+    detect: Any  # Options of the system.
+
+
+def name_of(architecture: Any) -> str:
+    """Returns the name of the system that an architecture is of."""
+    return next(k for k, v in SYSTEMS.items() if v.architecture is type(architecture))
 
 
 def to_metadata(description: Description) -> dict[str, Any]:
     """Returns a description as JSON holds it; inverse of `from_metadata`."""
     fields = description._asdict() | {
-        "system": SYSTEM,
+        "system": name_of(description.architecture),
         "architecture": dataclasses.asdict(description.architecture),
         "detect": description.detect._asdict(),
     }
@@ -42,28 +68,31 @@ def from_metadata(metadata: Mapping[str, Any]) -> Description:
       metadata: What `to_metadata` gave, and anything beside it.
 
     Raises:
-      ValueError: Where it is of another system.
+      ValueError: Where it is of a system that is not known.
     """
-    if metadata.get("system") != SYSTEM:
+    system = SYSTEMS.get(metadata.get("system", ""))
+    if system is None:
         raise ValueError(
-            f"the checkpoint is of system {metadata.get('system')!r}; {SYSTEM!r} is known here."
+            f"the checkpoint is of system {metadata.get('system')!r}; known here are "
+            f"{', '.join(SYSTEMS)}."
         )
     canvases = metadata["canvases"]
-    detect = dict(metadata["detect"])
-    # JSON makes a list of the inner record.
-    detect["proposals"] = ProposalOptions(*detect["proposals"])
-    by_rule = isinstance(canvases, Mapping)
     return Description(
-        architecture=Architecture(**_tuples(dict(metadata["architecture"]))),
+        architecture=_restored(system.architecture, metadata["architecture"]),
         classes=tuple(metadata["classes"]),
         category_ids=tuple(metadata["category_ids"]),
-        canvases=ShortSide(**canvases) if by_rule else _tuples(list(canvases)),
-        detect=DetectOptions(**detect),
+        canvases=_restored(ShortSide, canvases),
+        detect=_restored(system.options, metadata["detect"]),
     )
 
 
-def _tuples(value: Any) -> Any:
-    """What JSON made lists of."""
+def _restored(kind: Any, value: Any) -> Any:
+    """A record, or a tuple, of what JSON made dictionaries and lists of."""
+    if isinstance(value, Mapping):
+        kinds = typing.get_type_hints(kind)
+        return kind(**{name: _restored(kinds[name], inner) for name, inner in value.items()})
     if isinstance(value, list):
-        return tuple(_tuples(v) for v in value)
-    return {k: _tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
+        if hasattr(kind, "_fields"):  # JSON makes a list of a NamedTuple inside another record.
+            return kind(*value)
+        return tuple(_restored(None, inner) for inner in value)
+    return value

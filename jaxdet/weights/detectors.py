@@ -217,19 +217,19 @@ def _detect_options(found: Mapping[str, np.ndarray], *, small: bool) -> DetectOp
     )
 
 
-def variable_shapes(num_classes: int, architecture: Architecture) -> Any:
+def variable_shapes(num_classes: int, architecture: Any) -> Any:
     """Returns the shapes and types of a detector's variables; makes no arrays.
 
     Args:
       num_classes: Of objects; background is one more.
-      architecture: Of the detector.
+      architecture: Of one of `description.SYSTEMS`.
     """
     images = Images(
         jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     )
-    return jax.eval_shape(
-        architectures.build(num_classes, architecture).init, jax.random.key(0), images
-    )
+    system = description.SYSTEMS[description.name_of(architecture)]
+    model = system.build(num_classes, architecture)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
 def with_new_head(variables: Any, fresh: Any) -> Any:

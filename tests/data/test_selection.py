@@ -64,3 +64,15 @@ def test_faults_stop_or_are_left_out(folders):
         selection.open_training(chosen)
     train, _ = selection.open_training(dataclasses.replace(chosen, skip_bad=True))
     assert len(train) == 2
+
+
+def test_pictures_of_one_object_and_objects_cut_out(folders):
+    one, _ = folders
+    chosen = Selection(data=str(one))
+    train, _ = selection.open_training(dataclasses.replace(chosen, n_objects=1))
+    assert [a.name for a in train.annotations] == ["b.png"]
+    train, rates = selection.open_training(
+        dataclasses.replace(chosen, crops=0.0, sampling="class_balanced")
+    )
+    assert [a.size for a in train.annotations] == [(9, 9), (9, 9), (8, 8)]
+    assert len(rates) == 3 and rates[0] == 2 * rates[1]

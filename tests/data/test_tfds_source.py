@@ -73,12 +73,30 @@ class WiderFace(_Set, skip_registration=True):
     key, fields = "faces", {"invalid": np.bool_}
 
 
+class Cifar10(_Set, skip_registration=True):
+    """Grey pictures with a class each."""
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(40, 60, 1), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _generate_examples(self):
+        for number in range(2):
+            encoded = cv2.imencode(".png", np.full((40, 60), number, np.uint8))[1]
+            yield number, {"image": io.BytesIO(encoded.tobytes()), "label": 1 - number}
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Folders of the three sets, by their names."""
+    """Folders of the sets, by their names."""
     root = tmp_path_factory.mktemp("tfds")
     folders = {}
-    for kind in (Coco, Voc, WiderFace):
+    for kind in (Coco, Voc, WiderFace, Cifar10):
         builder = kind(data_dir=str(root), file_format="array_record")
         builder.download_and_prepare()
         folders[builder.name] = pathlib.Path(builder.data_dir)
@@ -113,6 +131,17 @@ def test_faces_have_no_label(prepared):
     source = tfds_source.read_tfds(prepared["wider_face"], "train")
     assert source.classes == ("face",) and source.annotations[0].labels.tolist() == [1, 1]
     assert source.annotations[0].difficult.tolist() == [False, True]
+
+
+def test_classes_of_whole_pictures(prepared):
+    source = tfds_source.read_tfds(prepared["cifar10"], "train")
+    assert source.classes == ("cat", "dog")
+    assert [a.labels.tolist() for a in source.annotations] == [[2], [1]]
+    np.testing.assert_array_equal(source.annotations[1].boxes, [[0, 0, 60, 40]])
+    assert source[1][0].shape == (40, 60, 3) and (source[1][0] == 1).all()
+    assert "whole pictures" in source.notes[0]
+    with pytest.raises(DataError, match="label = 2 is none of the classes cat"):
+        tfds_source.read_tfds(prepared["cifar10"], "train", classes=("cat",))
 
 
 def test_given_classes(prepared):

@@ -4,6 +4,9 @@ import faster_rcnn_cases as cases
 import pytest
 
 from jaxdet.data.resize import ShortSide
+from jaxdet.features.networks import Network
+from jaxdet.systems import localizer
+from jaxdet.systems.classifier import DetectOptions
 from jaxdet.weights import description
 from jaxdet.weights.description import Description
 
@@ -15,6 +18,19 @@ def test_there_and_back(canvases):
     after = description.from_metadata(metadata)
     assert after == before
     assert type(after.detect.proposals) is type(before.detect.proposals)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Network("vgg", depth=11, norm="none"),
+        localizer.Architecture(Network(width=8), "vector", n_boxes=2, map_size=(3, 4)),
+    ],
+    ids=lambda architecture: type(architecture).__name__,
+)
+def test_classifiers_and_localizers_there_and_back(architecture):
+    before = Description(architecture, ("a",), (5,), ((64, 64),), DetectOptions(n_guesses=3))
+    assert description.from_metadata(description.to_metadata(before)) == before
 
 
 def test_checkpoints_from_before_fields_were_added():

@@ -1,0 +1,286 @@
+"""Classification and localization: what is the one object in a picture, and where?
+
+Source    OverFeat: Sermanet et al. 2014 (arXiv:1312.6229v4), section 4; VGG: Simonyan & Zisserman
+          2015 (arXiv:1409.1556v6), appendix A; R-CNN's codes of boxes: arXiv:1311.2524v5.
+Expected  TODO
+Run       python experiments/localizer.py
+          python experiments/localizer.py staged
+          python experiments/localizer.py folder --data PATH --weights resnet18
+Check     python experiments/localizer.py smoke
+Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/, pictures/,
+          progress/ (guesses about a few held-out pictures at each evaluation) and progress.png,
+          detections.json (a COCO results file), curves.png, results.json; classifier/ (the same of
+          the first stage, where there is one)
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tyro.conf import OmitArgPrefixes
+
+from jaxdet import predictor
+from jaxdet.data import pipeline, selection, sources
+from jaxdet.data.augment import Augmentation
+from jaxdet.data.records import Source
+from jaxdet.data.selection import Selection
+from jaxdet.features.networks import Network
+from jaxdet.metrics import coco
+from jaxdet.systems import localizer
+from jaxdet.systems.classifier import DetectOptions
+from jaxdet.systems.localizer import Architecture, LossOptions
+from jaxdet.training import checkpoints, fit, logging, parallel, recipes, state
+from jaxdet.viz import draw, figures
+from jaxdet.weights import classifiers, download
+from jaxdet.weights.description import Description, to_metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every number of this experiment; each field is also a flag."""
+
+    selection: OmitArgPrefixes[Selection] = Selection(scenes="single")
+    canvases: tuple[tuple[int, int], ...] = ((128, 128),)
+    """(height, width) of the arrays that pictures are resized onto."""
+    augmentation: Augmentation = Augmentation()
+    architecture: Architecture = Architecture()
+    loss: LossOptions = LossOptions()
+    detect: DetectOptions = DetectOptions()
+    staged: bool = False
+    """Whether the classifier is trained first (or read), and then the box head alone."""
+    weights: str = ""
+    """A classifier to begin from: a run, a published name, or a file (.pth, .safetensors)."""
+    training: OmitArgPrefixes[fit.Options] = fit.Options()
+    classifier: fit.Options = fit.Options()
+    """Of the first stage, where there is one."""
+    n_pictures: int = 8
+    """Pictures drawn at each evaluation."""
+    out: pathlib.Path = pathlib.Path("runs/localizer")
+    """Folder of the run; one with checkpoints is gone on with."""
+
+
+SMALL = Architecture(Network(width=32, n_stages=3), map_size=(6, 6))
+SHAPES = Config(
+    canvases=((96, 96),),
+    augmentation=Augmentation(vertical_flip=0.5, brightness=0.2, contrast=0.2),
+    architecture=SMALL,
+    training=fit.Options(
+        batch_size=32,
+        steps=1400,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        warmup_steps=100,
+        ema_decay=0.995,
+        evaluate_every=200,
+        checkpoint_every=700,
+    ),
+    out=pathlib.Path("runs/localizer"),
+)
+STAGED = dataclasses.replace(
+    SHAPES,
+    staged=True,
+    classifier=dataclasses.replace(SHAPES.training, steps=1000),
+    training=dataclasses.replace(
+        SHAPES.training,
+        optimizer="sgd",
+        learning_rate=0.01,
+        weight_decay=1e-4,
+        steps=1000,
+    ),
+    out=pathlib.Path("runs/localizer_staged"),
+)
+SMOKE = dataclasses.replace(
+    STAGED,
+    selection=Selection(scenes="single_tiny"),
+    canvases=((64, 64),),
+    architecture=Architecture(Network(width=16, n_stages=2), features=16, map_size=(4, 4)),
+    classifier=fit.Options(
+        batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
+    ),
+    training=fit.Options(
+        batch_size=4, steps=4, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
+    ),
+    n_pictures=2,
+    out=pathlib.Path("runs/localizer_smoke"),
+)
+FOLDER = dataclasses.replace(
+    SHAPES,
+    selection=Selection(data="", n_objects=1),
+    canvases=((224, 224),),
+    augmentation=Augmentation(scale=(0.7, 1.3), brightness=0.2, contrast=0.2, saturation=0.2),
+    architecture=Architecture(Network()),
+    training=dataclasses.replace(
+        SHAPES.training, batch_size=16, steps=2000, evaluate_every=500, checkpoint_every=500
+    ),
+    out=pathlib.Path("runs/localizer_folder"),
+)
+CONFIGS = {
+    "shapes": (
+        "Generated scenes of one object, both heads at once; 5 minutes on two cores.",
+        SHAPES,
+    ),
+    "staged": ("The same: a classifier first, then the box head alone.", STAGED),
+    "smoke": ("Seconds; does every part work?", SMOKE),
+    "folder": ("Your own pictures of one object (--data PATH).", FOLDER),
+}
+# What may differ when a run is gone on with.
+FREE = (*selection.FREE, "n_pictures", "out")
+
+
+def main(config: Config) -> dict[str, float]:
+    """Trains, evaluates, writes; returns the metrics of the test split."""
+    begun = time.perf_counter() - logging.MetricsLog(config.out).seconds()
+    train, rates = selection.open_training(config.selection)
+    val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
+    print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
+
+    # A classifier to begin with, if there is one, and a box head.
+    pretrained = None
+    if config.weights:
+        pretrained = classifiers.load(
+            config.weights,
+            network=config.architecture.network,
+            progress=download.show_progress,
+        )
+        spec = dataclasses.replace(config.architecture, network=pretrained.network)
+        config = dataclasses.replace(config, architecture=spec)
+    model = localizer.build(
+        len(train.classes),
+        config.architecture,
+        axis_name=parallel.AXIS,
+        dtype=jnp.bfloat16 if config.training.bfloat16 else jnp.float32,
+    )
+    variables = state.initial_variables(
+        jax.random.key(config.training.seed), model, canvas=config.canvases[0]
+    )
+    is_trained = False
+    if pretrained is not None:
+        is_trained = pretrained.classes == train.classes and config.architecture.n_boxes == 1
+        variables = classifiers.begin_with(variables, pretrained, new_head=not is_trained)
+    n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    print(
+        f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform}"
+    )
+
+    # Both at once; or the classifier, then the boxes.
+    run = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
+    boxes = config.loss
+    if config.staged:
+        boxes = config.loss._replace(train_classifier=False)
+        if not is_trained:
+            classes = config.loss._replace(train_boxes=False)
+            run(variables, classes, config.classifier, out=config.out / "classifier")
+            variables, _ = checkpoints.load_variables(config.out / "classifier")
+    run(variables, boxes, config.training, out=config.out)
+    return report(config, train.classes, begun=begun)
+
+
+def run_stage(
+    config: Config,
+    variables: Any,
+    loss_options: LossOptions,
+    options: fit.Options,
+    *,
+    out: pathlib.Path,
+    model: localizer.Localizer,
+    train: Source,
+    rates: Any,
+    val: Source,
+) -> None:
+    """Trains what the loss is of, from these variables on; leaves checkpoints."""
+    chosen, log = config.selection, logging.MetricsLog(out)
+    rows = pipeline.max_object_count(train, augmentation=config.augmentation)
+    batches = pipeline.train_pipeline(
+        train,
+        canvases=config.canvases,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        augmentation=config.augmentation,
+        rates=rates,
+        max_objects=rows,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        cache_bytes=chosen.cache_mb << 20,
+    )
+    loss = functools.partial(localizer.loss, model, options=loss_options)
+    description = Description(
+        config.architecture, train.classes, train.category_ids, config.canvases, config.detect
+    )
+    finder = predictor.from_description(description)
+    val_batches = functools.partial(
+        pipeline.iterate,
+        pipeline.eval_pipeline(
+            val, canvases=config.canvases, batch_size=options.batch_size, max_objects=rows
+        ),
+    )
+    val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
+    shown = predictor.spread(val, config.n_pictures)
+
+    def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
+        found = predictor.detect_source(finder, variables, shown, batch_size=options.batch_size)
+        coco.write_results(out / "progress" / f"{step:06d}.json", found)
+        sheet = predictor.contact_sheet(shown, found, n_pictures=len(shown))
+        draw.save_png(out / "pictures" / f"val_{step:06d}.png", sheet)
+        log.image(step, "val", sheet)
+        return val_losses(variables) | predictor.measure_localization(
+            finder, variables, val_batches()
+        )
+
+    fit.fit(
+        variables,
+        loss_fn=loss,
+        batches=functools.partial(
+            pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
+        ),
+        evaluate=evaluate,
+        best_metric="localization_top1" if loss_options.train_boxes else "top1",
+        options=options,
+        out=out,
+        log=log,
+        metadata=to_metadata(description) | {"config": recipes.as_json(config)},
+        free=FREE,
+        trainable=functools.partial(localizer.is_trainable, options=loss_options),
+    )
+    progress = {
+        f"step {int(path.stem)}": coco.read_results(path)
+        for path in sorted((out / "progress").glob("*.json"))
+    }
+    draw.save_png(out / "progress.png", predictor.progress_sheet(shown, progress))
+    figures.training_curves(out / "curves.png", logging.read_rows(out))
+
+
+def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[str, float]:
+    """Evaluates the best checkpoint on the test split, writes tables and pictures."""
+    chosen = config.selection
+    test = selection.open_split(chosen, chosen.test_split, classes=classes)
+    print(sources.describe(test), flush=True)
+    finder, variables = predictor.load(config.out)
+    variables = parallel.replicate(variables)
+    batch_size = config.training.batch_size
+    found = predictor.detect_source(finder, variables, test, batch_size=batch_size)
+    coco.write_results(config.out / "detections.json", found)
+    draw.save_png(
+        config.out / "pictures" / "test.png",
+        predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures),
+    )
+    batches = pipeline.eval_pipeline(test, canvases=config.canvases, batch_size=batch_size)
+    metrics = predictor.measure_localization(finder, variables, pipeline.iterate(batches))
+    metrics |= coco.evaluate_boxes(sources.to_coco(test), found).metrics
+    for name, value in metrics.items():
+        print(f"{name:18} {value:.3f}")
+    logging.write_results(
+        config.out / "results.json",
+        metrics,
+        seconds=time.perf_counter() - begun,
+        seed=config.training.seed,
+    )
+    return metrics
+
+
+if __name__ == "__main__":
+    recipes.run_experiment(main, CONFIGS, default="shapes", description=__doc__ or "")

@@ -1,0 +1,94 @@
+"""Folders of pictures by class, to a `Source`.
+
+    cat/a.jpg  dog/b.jpg      train/cat/a.jpg  train/dog/b.jpg  val/cat/c.jpg   (as ImageNet)
+
+A picture's only object is the picture: its box is that of the whole.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from jaxdet.data import splits
+from jaxdet.data.assemble import WHOLE, assemble, whole
+from jaxdet.data.pictures import SUFFIXES, PictureFiles, read_header
+from jaxdet.data.records import Annotation, Source
+from jaxdet.data.reports import Report, reporting
+
+Folders = dict[pathlib.Path, list[pathlib.Path]]
+
+
+def find_folders(root: pathlib.Path) -> dict[str, Folders]:
+    """The pictures of each class's folder, of each part of the set.
+
+    Args:
+      root: With a folder for each class, or with one for each part ("train", "val", ...) that has
+        those of the classes.
+
+    Returns:
+      Sorted pictures by folder, by part; one part, "all", where folders are not named for parts.
+    """
+    inner = _folders(root)
+    named = {part: folder for folder in inner if (part := splits.split_of(folder.name))}
+    if len(named) < len(inner):
+        named = {"all": root}
+    parts = {part: _by_class(folder) for part, folder in named.items()}
+    return {part: found for part, found in parts.items() if found}
+
+
+def _by_class(root: pathlib.Path) -> Folders:
+    found = {}
+    for folder in _folders(root):
+        pictures = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+        if pictures:
+            found[folder] = pictures
+    return found
+
+
+def _folders(root: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def class_names(parts: Mapping[str, Folders]) -> tuple[str, ...]:
+    """The names of the folders of all parts, sorted."""
+    return tuple(sorted({folder.name for folders in parts.values() for folder in folders}))
+
+
+def read_folders(
+    name: str,
+    folders: Folders,
+    *,
+    classes: Sequence[str],
+    report: Report | None = None,
+) -> Source:
+    """Reads the sizes of pictures.
+
+    Args:
+      name: What messages call the source.
+      folders: Pictures by folder.
+      classes: Names of labels 1, 2, ...
+      report: Gets faults, and pictures with faults are left out; raised at the end if None.
+
+    Returns:
+      The source; image ids are 1, 2, ... in order.
+    """
+    with reporting(report) as report:
+        good: dict[pathlib.Path, Annotation] = {}
+        number = 0
+        for folder, files in folders.items():
+            if folder.name not in classes:
+                report.fault(f"{folder}: is none of the classes {', '.join(classes)}. Rename it.")
+                report.bad.update(files)
+                continue
+            label = list(classes).index(folder.name) + 1
+            for file in files:
+                number += 1
+                with report.noting(picture=file):
+                    size, where = read_header(file).size, str(file.relative_to(folder.parent))
+                    good[file] = assemble(number, where, size, [whole(where, size, label)], report)
+        return Source(
+            name=name,
+            classes=tuple(classes),
+            annotations=tuple(good.values()),
+            read=PictureFiles(tuple(good)),
+            notes=(WHOLE, *report.notes()),
+        )

@@ -1,0 +1,107 @@
+"""Trained classifiers, ours or torchvision's, as beginnings of other systems."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdet.features import networks
+from jaxdet.features.networks import Network
+from jaxdet.training import checkpoints
+from jaxdet.weights import description, download, files, published, torchvision
+from jaxdet.weights.tensor_pickle import WeightsError
+
+IMAGENET_CLASSES = 1000
+
+
+class Pretrained(NamedTuple):
+    """A network and its variables."""
+
+    network: Network
+    variables: Any
+    classes: tuple[str, ...]  # Of the last layer; () where no file names them.
+
+
+def load(
+    weights: str | pathlib.Path,
+    *,
+    network: Network = Network(),
+    progress: Callable[[int, int | None], Any] | None = None,
+) -> Pretrained:
+    """Opens a classifier.
+
+    Args:
+      weights: A run of `experiments/classifier.py` or one of its checkpoints; the name of a
+        published classifier; or a file of torchvision's tensors: `.pth`, `.pt` or `.safetensors`.
+      network: Of such a file, which does not say it; its `n_frozen` and `dropout` hold for all.
+      progress: Of a download; see `download.fetch`.
+
+    Raises:
+      ValueError: Where there is nothing of this name, or it is of another network; the message
+        says which tensors do not fit.
+    """
+    path = pathlib.Path(weights)
+    if path.is_dir():
+        variables, metadata = checkpoints.load_variables(path)
+        found = description.from_metadata(metadata)
+        if not isinstance(found.architecture, Network):
+            raise ValueError(f"{path}: holds a {metadata['system']}, no classifier.")
+        return Pretrained(_with_options(found.architecture, network), variables, found.classes)
+    if path.suffix not in files.SUFFIXES:
+        name = str(weights).partition(":")[0]
+        if name not in networks.PUBLISHED:
+            raise ValueError(
+                f"{weights}: is no folder, and no published classifier; there are "
+                f"{', '.join(networks.PUBLISHED)}."
+            )
+        network = _with_options(networks.PUBLISHED[name], network)
+        path = download.fetch(published.url(str(weights)), progress=progress)
+    state_dict, _ = files.read(path)
+    last = ".".join((*network.last_layer, "bias"))
+    kept = {k: x for k, x in state_dict.items() if not k.startswith(("aux1.", "aux2."))}
+    count = len(kept[last]) if last in kept else IMAGENET_CLASSES
+    try:
+        inner = torchvision.from_state_dict(kept, _variable_shapes(network, count))
+    except ValueError as fault:
+        raise WeightsError(f"{path}: {fault}") from fault
+    return Pretrained(network, {k: {"network": tree} for k, tree in inner.items()}, ())
+
+
+def _with_options(network: Network, options: Network) -> Network:
+    return dataclasses.replace(network, n_frozen=options.n_frozen, dropout=options.dropout)
+
+
+def _variable_shapes(network: Network, num_classes: int) -> Any:
+    model = networks.build(network, num_classes=num_classes)
+    init = functools.partial(model.init, train=False, method="logits")
+    return jax.eval_shape(
+        init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    )
+
+
+def begin_with(fresh: Any, pretrained: Pretrained, *, new_head: bool) -> Any:
+    """Returns just drawn variables with a trained network in their place.
+
+    Args:
+      fresh: Of a system whose network is called `network`: a classifier, a localizer.
+      pretrained: Of the same network, for the same classes unless the head is new.
+      new_head: Whether the last layer stays as it was drawn, for other classes.
+    """
+    filled = dict(fresh)
+    for collection, tree in pretrained.variables.items():
+        network = tree["network"]
+        if new_head and collection == "params":
+            network = _grafted(network, fresh["params"]["network"], pretrained.network.last_layer)
+        filled[collection] = {**fresh.get(collection, {}), "network": network}
+    return filled
+
+
+def _grafted(tree: Mapping[str, Any], other: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """The tree with the other's branch."""
+    name, *rest = path
+    branch = _grafted(tree[name], other[name], tuple(rest)) if rest else other[name]
+    return {**tree, name: branch}
