@@ -1,4 +1,4 @@
-"""OverFeat's two networks, on a crop or on every window of a larger picture.
+"""OverFeat's networks, on a crop or on every window of a larger picture.
 
 b h w c  images in a batch, height, width, channels.    k  classes.
 
@@ -73,6 +73,18 @@ ACCURATE = Design(
     ),
     hidden=(4096, 4096),
     size=221,
+)
+
+# Not the paper's: for objects of a few dozen pixels. Without padding a window is its crop exactly.
+SMALL = Design(
+    (
+        ConvLayer(32, 5, pool=2),
+        ConvLayer(64, 3, pool=2),
+        ConvLayer(96, 3),
+        ConvLayer(128, 3, pool=2),
+    ),
+    hidden=(256,),
+    size=48,
 )
 
 

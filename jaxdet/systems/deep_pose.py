@@ -5,10 +5,10 @@ m      crops of an image in a training step.
 
     box -> crop -> all joints -> for each: box around it -> crop -> where it is after all -> ...
 
-Joints are regressed in the frame of their crop: (joint - center) / size. A later stage sees each
-joint's neighbourhood at a finer scale, and corrects that joint alone. It is trained on crops round
-true joints that are displaced as the stage before is wrong (`measure_errors`); so stages are trained
-one after the other (`LossOptions.stages`).
+Joints are regressed in the frame of their crop: (joint - center) / size. Later stages see each
+joint's neighbourhood at a finer scale, and correct that joint alone. They are trained on crops
+around true joints, displaced as the stage before is wrong (`measure_errors`); so one stage is
+trained after the other (`LossOptions.stages`).
 
 Source:
   Toshev & Szegedy 2014 (arXiv:1312.4659v3).
@@ -20,6 +20,7 @@ Departures:
   the place of the paper's, which is AlexNet with response normalization on crops of 220 x 220.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -31,7 +32,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
 from jaxdet.features import dense, norm
+from jaxdet.features.alexnet import AlexNetFeatures
 from jaxdet.features.conv import flatten, max_pool
+from jaxdet.features.vgg import VGGFeatures
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders
 from jaxdet.geometry import keypoints as keypoint_ops
@@ -66,6 +69,24 @@ class LossOptions(NamedTuple):
     errors: tuple[Errors, ...] = ()  # Of stage 0, stage 1, ...; `spread` in all directions if none.
     spread: float = 0.1  # Diameters.
     sample_size: int = 8  # Crops of an image for each stage.
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A DeepPose in numbers that JSON can hold; the defaults are the paper's."""
+
+    n_stages: int = 3
+    channels: tuple[tuple[int, ...], ...] = ()
+    """Of the 3x3 convolutions before each pooling, as in a VGG; an AlexNet if there are none."""
+    hidden: tuple[int, ...] = (4096, 4096)
+    """Widths of the hidden dense layers."""
+    dropout: float = 0.6
+    torso: tuple[int, int] = (5, 12)
+    """See `DeepPose`; COCO's left shoulder and right hip."""
+    crop_size: int = 220
+    """Side of the crops that networks read, pixels."""
+    box_context: float = 1.0
+    joint_context: float = 1.0
 
 
 class PoseRegressor(nn.Module):
@@ -161,6 +182,35 @@ class DeepPose(nn.Module):
         """Returns the crops around joints, xyxy pixels: eq. 6."""
         side = self.joint_context * jnp.maximum(diameters, MIN_DIAMETER)[..., None, None]
         return box_ops.from_centers_and_sizes(joints, jnp.broadcast_to(side, joints.shape))
+
+
+def build(
+    n_joints: int, architecture: Architecture = Architecture(), *, dtype: Any = jnp.float32
+) -> DeepPose:
+    """Returns the networks.
+
+    Args:
+      n_joints: Of an object.
+      architecture: Their numbers.
+      dtype: Of the layers.
+    """
+    spec = architecture
+
+    def stage() -> PoseRegressor:
+        if spec.channels:
+            backbone: Any = VGGFeatures(spec.channels, dtype=dtype)
+        else:
+            backbone = AlexNetFeatures(dtype=dtype)
+        pool = 2 if spec.channels else 3
+        return PoseRegressor(backbone, n_joints, spec.hidden, spec.dropout, pool, dtype)
+
+    return DeepPose(
+        tuple(stage() for _ in range(spec.n_stages)),
+        torso=spec.torso,
+        crop_size=spec.crop_size,
+        box_context=spec.box_context,
+        joint_context=spec.joint_context,
+    )
 
 
 def diameters(
