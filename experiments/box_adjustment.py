@@ -175,10 +175,11 @@ def compile_sums(config: Config, model: BoxAdjuster) -> Any:
         near, truth = starts(config, batch), batch.instances
         counts = classifier.counted(truth) & (batch.records >= 0)[:, None]
         total = jnp.sum(counts, dtype=jnp.float32)
-        found = {}
-        for n in config.counts:
-            moved = box_adjuster.adjust(model, variables, batch.images, near, max_steps=n)
-            overlaps = jnp.where(counts, iou_ops.iou(moved.boxes, truth.boxes), 0)
+        found, boxes, done = {}, near, 0
+        for n in sorted(config.counts):  # What has settled stays, so steps can be taken in parts.
+            moved = box_adjuster.adjust(model, variables, batch.images, boxes, max_steps=n - done)
+            boxes, done = moved.boxes, n
+            overlaps = jnp.where(counts, iou_ops.iou(boxes, truth.boxes), 0)
             found[f"iou_{n}"] = (jnp.sum(overlaps), total)
             found[f"right_{n}"] = (jnp.sum(overlaps >= MIN_IOU, dtype=jnp.float32), total)
         return found
