@@ -17,10 +17,15 @@ MODULES = [path for path in FILES if path.name != "__init__.py"]
 POSITIONAL_DEFAULTS = {
     "jaxdet.systems.architectures.build": {"architecture"},  # The subject, not an option.
     "jaxdet.systems.localizer.build": {"architecture"},
+    "jaxdet.systems.deep_pose.build": {"architecture"},
+    "jaxdet.systems.overfeat.build": {"architecture"},
     "jaxdet.data.pipeline.iterate": {"start"},  # As in `enumerate`.
 }
 # Files whose tests have another name than theirs, so that no two test files share one.
-TEST_NAMES = {"losses/boxes.py": "test_box_losses.py"}
+TEST_NAMES = {
+    "losses/boxes.py": "test_box_losses.py",
+    "features/overfeat.py": "test_overfeat_network.py",
+}
 # Records without behaviour.
 UNTESTED = {"structures.py"}
 

@@ -1,7 +1,8 @@
-"""Codes between boxes and the numbers a regressor predicts.
+"""Codes between boxes or points and the numbers a regressor predicts.
 
 boxes     (x1, y1, x2, y2), pixels, half-open.
 deltas    (dx, dy, dw, dh), no unit; see `encode_boxes`.
+points    (x, y), pixels; corners of boxes or joints of a pose, see `encode_points`.
 """
 
 import math
@@ -81,6 +82,38 @@ def decode_boxes(
     centers, sizes = box_ops.centers_and_sizes(anchors.astype(jnp.float32))
     scales = jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE))
     return box_ops.from_centers_and_sizes(deltas[..., :2] * sizes + centers, scales * sizes)
+
+
+def encode_points(
+    points: Float[Array, "*b j 2"], frames: Float[Array, "*b 4"]
+) -> Float[Array, "*b j 2"]:
+    """Returns where points are in a frame: (point - center) / size, -1/2 to 1/2 inside of it.
+
+    Args:
+      points: (x, y), pixels.
+      frames: xyxy pixels, one for each set of j points; sides under 1e-3 count as 1e-3.
+
+    Returns:
+      Codes, no unit. Inverse: `decode_points`.
+
+    Source:
+      DeepPose (Toshev & Szegedy 2014, arXiv:1312.4659v3), section 3, the normalization N(y; b).
+    """
+    centers, sizes = box_ops.centers_and_sizes(frames)
+    return (points - centers[..., None, :]) / jnp.maximum(sizes, MIN_SIDE)[..., None, :]
+
+
+def decode_points(
+    codes: Float[Array, "*b j 2"], frames: Float[Array, "*b 4"]
+) -> Float[Array, "*b j 2"]:
+    """Returns the points that codes stand for, pixels: center + code * size.
+
+    Args:
+      codes: Predictions, no unit.
+      frames: xyxy pixels, one for each set of j points.
+    """
+    centers, sizes = box_ops.centers_and_sizes(frames.astype(jnp.float32))
+    return centers[..., None, :] + codes.astype(jnp.float32) * sizes[..., None, :]
 
 
 def _spread(weights: Weights, shape: tuple[int, ...]) -> Float[Array, "..."]:

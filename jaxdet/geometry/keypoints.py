@@ -194,6 +194,28 @@ def flip_keypoints(
     return jnp.where(visibility[..., None] > 0, flipped, 0)
 
 
+def distances(
+    keypoints: Float[Array, "*b k 3"], pairs: Sequence[tuple[int, int]]
+) -> tuple[Float[Array, "*b p"], Bool[Array, "*b p"]]:
+    """Returns how far apart two keypoints of an object are: its limbs, or the size of its torso.
+
+    Args:
+      keypoints: Pixels.
+      pairs: Indices of the two keypoints of each of p distances.
+
+    Returns:
+      Pixels, and whether both keypoints are labelled; 0 where one is not. The gradient at 0 is 0.
+    """
+    n = keypoints.shape[-2]
+    if not all(0 <= index < n for pair in pairs for index in pair):
+        raise ValueError(f"pairs must be indices below {n}. Got {pairs}")
+    first, second = (keypoints[..., list(side), :] for side in zip(*pairs, strict=True))
+    known = (first[..., 2] > 0) & (second[..., 2] > 0)
+    squares = jnp.sum((first[..., :2] - second[..., :2]) ** 2, axis=-1)
+    apart = known & (squares > 0)
+    return jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1)), 0), known
+
+
 def _cell(
     place: Float[Array, "n k"], low: Float[Array, " n"], high: Float[Array, " n"], size: int
 ) -> tuple[Int32[Array, "n k"], Bool[Array, "n k"]]:

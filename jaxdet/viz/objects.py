@@ -1,15 +1,15 @@
 """Masks and keypoints on pictures.
 
-image     uint8, [height, width, 3], RGB. Every function returns a new one of the same size.
+image     uint8, [height, width, 3], RGB. Every function returns a new one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jaxdet.viz.draw import INK, PAPER, class_color
+from jaxdet.viz.draw import INK, PAPER, class_color, contact_sheet, titled
 
 OPACITY = 0.45
 
@@ -60,3 +60,34 @@ def draw_keypoints(
             inner = PAPER if visible < 2 else class_color(number + 1)
             cv2.circle(canvas, center, radius, inner, cv2.FILLED)
     return canvas
+
+
+def draw_poses(
+    image: UInt8[np.ndarray, "h w 3"],
+    box: Float[np.ndarray, "4"],
+    poses: Mapping[str, Float[np.ndarray, "j 3"]],
+    *,
+    side: int = 176,
+    margin: float = 0.3,
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Returns an object several times in a row, each time with another pose, under its name.
+
+    Args:
+      image: The picture.
+      box: Of the object, xyxy pixels.
+      poses: Keypoints as in `draw_keypoints`, by name.
+      side: Of the squares into which the object and its surroundings are magnified, pixels.
+      margin: How much of the surroundings is shown on each side, relative to the box's longer one.
+    """
+    half = (0.5 + margin) * max(box[2] - box[0], box[3] - box[1], 1)
+    corner = np.array([box[0] + box[2], box[1] + box[3]]) / 2 - half
+    scale = side / (2 * half)
+    # Column i covers [i, i + 1) in both pictures; OpenCV counts from the middle of the first.
+    shift = 0.5 * (scale - 1) - scale * corner
+    matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+    square = cv2.warpAffine(image, matrix, (side, side), borderValue=PAPER)
+    tiles = []
+    for name, keypoints in poses.items():
+        points = np.concatenate([(keypoints[:, :2] - corner) * scale, keypoints[:, 2:]], axis=1)
+        tiles.append(titled(draw_keypoints(square, points[None]), name))
+    return contact_sheet(tiles, columns=len(tiles), margin=4)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxdet.data.resize import ShortSide
 from jaxdet.features.networks import Network
-from jaxdet.systems import architectures, classifier, faster_rcnn, localizer
+from jaxdet.systems import architectures, classifier, faster_rcnn, localizer, overfeat
 
 
 class System(NamedTuple):
@@ -30,6 +30,9 @@ SYSTEMS = {
     "classifier": System(Network, classifier.DetectOptions, classifier.build, classifier.detect),
     "localizer": System(
         localizer.Architecture, classifier.DetectOptions, localizer.build, localizer.detect
+    ),
+    "overfeat": System(
+        overfeat.Architecture, overfeat.DetectOptions, overfeat.build, overfeat.detect
     ),
 }
 

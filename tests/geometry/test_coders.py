@@ -94,3 +94,24 @@ def test_rejects_weights_that_are_not_positive(rng):
     boxes = random_boxes(rng, 1)
     with pytest.raises(ValueError, match=r"weights must be positive\. Got \(0, 1, 1, 1\)"):
         coders.decode_boxes(boxes, boxes, weights=(0, 1, 1, 1))
+
+
+def test_points_by_hand(compiled):
+    frame = jnp.array([10.0, 20.0, 30.0, 60.0])  # center (20, 40), size (20, 40)
+    points = jnp.array([[20.0, 40.0], [10.0, 20.0], [30.0, 60.0], [0.0, 50.0]])
+    codes = jnp.array([[0, 0], [-0.5, -0.5], [0.5, 0.5], [-1, 0.25]])
+    np.testing.assert_allclose(compiled(coders.encode_points)(points, frame), codes, atol=1e-6)
+    np.testing.assert_allclose(compiled(coders.decode_points)(codes, frame), points, atol=1e-4)
+
+
+def test_points_of_a_frame_without_area_are_finite():
+    frame = jnp.full((1, 4), 5.0)
+    encode = functools.partial(coders.encode_points, frames=frame)
+    codes, pull = jax.vjp(encode, jnp.full((1, 2, 2), 5.0))
+    assert np.isfinite(pull(codes)[0]).all() and not codes.any()
+
+
+def test_each_set_of_points_has_its_frame(rng):
+    frames, points = random_boxes(rng, 6), jnp.asarray(rng.uniform(0, 90, (6, 3, 2)), jnp.float32)
+    want = [coders.encode_points(p, f) for p, f in zip(points, frames, strict=True)]
+    np.testing.assert_array_equal(coders.encode_points(points, frames), want)

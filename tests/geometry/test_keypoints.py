@@ -289,3 +289,22 @@ def test_rejects(call, message):
 def test_rejects_other_shapes():
     with pytest.raises(jaxtyping.TypeCheckError):
         keypoint_ops.heatmaps_to_keypoints(jnp.zeros((2, 7, 7, 17)), jnp.zeros((3, 4)))
+
+
+def test_distances_by_hand(compiled):
+    points = jnp.array([[[0.0, 0, 2], [3, 4, 1], [9, 9, 0]], [[1, 1, 2], [1, 1, 2], [1, 5, 2]]])
+    pairs = ((0, 1), (1, 2))
+    lengths, known = compiled(lambda x: keypoint_ops.distances(x, pairs))(points)
+    np.testing.assert_allclose(lengths, [[5, 0], [0, 4]])
+    np.testing.assert_array_equal(known, [[True, False], [True, True]])
+
+
+def test_distances_have_gradients_where_keypoints_meet():
+    points = jnp.ones((2, 3)) * 2
+    slope = jax.grad(lambda x: keypoint_ops.distances(x, [(0, 1)])[0].sum())(points)
+    np.testing.assert_array_equal(slope, np.zeros((2, 3)))
+
+
+def test_distances_want_keypoints_that_there_are():
+    with pytest.raises(ValueError, match=r"below 2.*\(0, 2\)"):
+        keypoint_ops.distances(jnp.ones((2, 3)), [(0, 2)])

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdet.features.overfeat import ConvLayer, Design
 from jaxdet.geometry import iou as iou_ops
 from jaxdet.structures import Batch, Detections
-from jaxdet.systems import architectures, classifier, faster_rcnn, localizer
+from jaxdet.systems import architectures, classifier, faster_rcnn, localizer, overfeat
 
 
 class System(NamedTuple):
@@ -61,6 +62,28 @@ def localizer_system(make, batch, options):
     )
 
 
+# Windows of 32 pixels, 8 and 4 apart; squares fill 0.56 to 0.81 of one.
+SMALL = Design(
+    (ConvLayer(16, 5, pool=2), ConvLayer(24, 3, pool=2), ConvLayer(32, 1, pool=2)),
+    hidden=(64,),
+    size=32,
+)
+
+
+def overfeat_system(**fields):
+    model = overfeat.OverFeat(SMALL, cases.K, box_hidden=(128,), dropout=0.0, **fields)
+    loss = overfeat.LossOptions(sample_size=48, window_sides=(24.0, 40.0))
+    options = overfeat.DetectOptions(
+        scales=(1.0,), score_threshold=0.3, merge_threshold=1.0, max_candidates=60
+    )
+    return System(
+        model.init,
+        functools.partial(overfeat.loss, model, options=loss),
+        functools.partial(overfeat.detect, model, options=options),
+        cases.make_batch(),
+    )
+
+
 SYSTEMS = {
     **{
         f"faster_rcnn: {name}": functools.partial(faster_rcnn_system, architecture)
@@ -74,6 +97,8 @@ SYSTEMS = {
         name: functools.partial(localizer_system, *case)
         for name, case in localizer_cases.LOCALIZERS.items()
     },
+    "overfeat": overfeat_system,
+    "overfeat, class-agnostic": functools.partial(overfeat_system, class_agnostic=True),
 }
 
 

@@ -1,0 +1,110 @@
+"""What it costs to look at every window of a picture: once for all, or each cut out.
+
+Run       python benchmarks/overfeat_windows.py
+          python benchmarks/overfeat_windows.py --design fast --measured 231 467 --sizes 231 467
+Columns   windows at the finest stride; multiplications (with their additions, in billions, counted
+          from shapes) of the dense way and of cutting windows out, and their ratio; the same
+          measured, seconds, on the sizes asked for. Windows of a larger picture see its pixels
+          where their crops have zeros, so results are alike, not equal; `tests/features` says when
+          they are.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxdet.features import overfeat
+from jaxdet.features.norm import whole
+from jaxdet.geometry import receptive_field
+from jaxdet.systems.overfeat import DESIGNS
+from jaxdet.training import recipes
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to count and to measure."""
+
+    design: Literal["fast", "accurate", "small"] = "accurate"
+    sizes: tuple[int, ...] = (221, 257, 461, 569, 1024)
+    """Sides of the pictures, pixels."""
+    measured: tuple[int, ...] = (257, 461)
+    """Those of them that are also timed; 461 takes minutes for its 441 crops."""
+    batch_size: int = 21
+    """Crops at once."""
+    repeats: int = 1
+
+
+def seconds(run: Callable[[], Any], repeats: int) -> float:
+    """The least of the repeats, after one that is not timed."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def measure(config: Config, model: overfeat.OverFeat, variables: Any, side: int) -> list[float]:
+    """Seconds of the dense way and of all crops, in turn."""
+    design = model.design
+    picture = jax.random.normal(jax.random.key(1), (1, side, side, 3))
+
+    @jax.jit
+    def dense(variables: Any, x: jax.Array) -> jax.Array:
+        maps = model.apply(variables, x, whole(x), train=False)[-1]
+        stack = variables["params"]["classifier"]
+        layers = [stack[str(i)] for i in range(len(stack))]
+        return overfeat.slide(maps, layers, design, fine=True)
+
+    classify = jax.jit(functools.partial(model.apply, train=False, method="logits"))
+    n = overfeat.n_windows(design, side, fine=True)
+    columns, rows = jnp.meshgrid(jnp.arange(n), jnp.arange(n))
+    cells = jnp.stack([columns, rows, columns + 1, rows + 1], axis=-1).reshape(-1, 4)
+    windows = receptive_field.seen(overfeat.window_field(design, fine=True), cells)
+    corners = windows[:, :2].astype(jnp.int32).tolist()
+    cut = [picture[0, y : y + design.size, x : x + design.size] for x, y in corners]
+    batches = [
+        jnp.stack(cut[i : i + config.batch_size]) for i in range(0, len(cut), config.batch_size)
+    ]
+
+    def crops() -> list[jax.Array]:
+        return [classify(variables, batch) for batch in batches]
+
+    jax.block_until_ready(classify(variables, batches[0]))
+    jax.block_until_ready(classify(variables, batches[-1]))
+    times = [seconds(lambda: dense(variables, picture), config.repeats)]
+    begun = time.perf_counter()
+    jax.block_until_ready(crops())
+    return [*times, time.perf_counter() - begun]
+
+
+def main(config: Config) -> dict[int, list[float]]:
+    """Prints the table; returns what was measured by side."""
+    design = DESIGNS[config.design]
+    model = overfeat.OverFeat(design)
+    x = jnp.zeros((1, design.size, design.size, 3))
+    init = functools.partial(model.init, train=False, method="logits")
+    variables = jax.jit(init)(jax.random.key(0), x) if config.measured else None
+    one = sum(overfeat.multiply_adds(design, (design.size, design.size), fine=True))
+    print(f"{'side':>5}{'windows':>9}{'dense':>9}{'crops':>10}{'ratio':>8}{'measured':>26}")
+    found = {}
+    for side in config.sizes:
+        n = overfeat.n_windows(design, side, fine=True) ** 2
+        dense = sum(overfeat.multiply_adds(design, (side, side), fine=True))
+        row = f"{side:5}{n:9}{dense / 1e9:9.1f}{n * one / 1e9:10.1f}{n * one / dense:8.1f}"
+        if side in config.measured:
+            found[side] = measure(config, model, variables, side)
+            by_dense, by_crops = found[side]
+            row += f"{by_dense:9.2f} {by_crops:8.2f} {by_crops / by_dense:7.1f}"
+        print(row, flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    recipes.run_script(main, Config, description=__doc__ or "")

@@ -1,0 +1,360 @@
+"""OverFeat: a classifier of windows slides over pictures at several scales, and boxes merge.
+
+Source    Sermanet et al. 2014 (arXiv:1312.6229v4).
+Expected  TODO
+Run       python experiments/overfeat.py
+          python experiments/overfeat.py folder --data PATH
+Check     python experiments/overfeat.py smoke
+Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/, pictures/,
+          curves.png; scales.png (maps of scores and boxes of each scale, before and after merging);
+          table.json (one window, one scale, all scales, coarse and fine, merged or not);
+          detections.json (a COCO results file), results.json; classifier/ (of the first stage)
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tyro.conf import OmitArgPrefixes
+
+from jaxdet import predictor
+from jaxdet.data import pipeline, selection, sources
+from jaxdet.data.augment import Augmentation
+from jaxdet.data.records import Source
+from jaxdet.data.selection import Selection
+from jaxdet.metrics import coco
+from jaxdet.structures import Images
+from jaxdet.systems import overfeat
+from jaxdet.systems.overfeat import Architecture, DetectOptions, LossOptions
+from jaxdet.training import checkpoints, fit, logging, parallel, recipes, state
+from jaxdet.viz import draw, figures, score_maps
+from jaxdet.weights.description import Description, to_metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every number of this experiment; each field is also a flag."""
+
+    selection: OmitArgPrefixes[Selection] = Selection()
+    canvases: tuple[tuple[int, int], ...] = ((128, 128),)
+    """(height, width) of the arrays that pictures are resized onto."""
+    augmentation: Augmentation = Augmentation(brightness=0.2, contrast=0.2)
+    architecture: Architecture = Architecture()
+    loss: LossOptions = LossOptions()
+    detect: DetectOptions = DetectOptions()
+    classifier: fit.Options = fit.Options()
+    """Of the first stage: features and classifier."""
+    training: OmitArgPrefixes[fit.Options] = fit.Options()
+    """Of the second: boxes, by what the classifier's features say."""
+    n_pictures: int = 8
+    """Pictures drawn at each evaluation."""
+    out: pathlib.Path = pathlib.Path("runs/overfeat")
+    """Folder of the run; one with checkpoints is gone on with."""
+
+
+SHAPES = Config(
+    augmentation=Augmentation(vertical_flip=0.5, brightness=0.2, contrast=0.2),
+    architecture=Architecture("small", dropout=0.0, box_hidden=(256, 128)),
+    loss=LossOptions(window_sides=(34.0, 96.0)),
+    detect=DetectOptions(scales=(0.5, 0.71, 1.0, 1.41)),
+    classifier=fit.Options(
+        batch_size=8,
+        steps=1600,
+        optimizer="adamw",
+        learning_rate=2e-3,
+        weight_decay=0.02,
+        warmup_steps=100,
+        ema_decay=0.995,
+        evaluate_every=1600,
+        checkpoint_every=800,
+    ),
+    training=fit.Options(
+        batch_size=8,
+        steps=800,
+        optimizer="adamw",
+        learning_rate=2e-3,
+        weight_decay=0.02,
+        warmup_steps=50,
+        ema_decay=0.99,
+        evaluate_every=800,
+        checkpoint_every=400,
+    ),
+)
+SMOKE = dataclasses.replace(
+    SHAPES,
+    selection=Selection(scenes="tiny"),
+    loss=LossOptions(sample_size=4, window_sides=(34.0, 96.0)),
+    detect=DetectOptions(scales=(0.5, 0.71), fine=False, max_candidates=20, max_detections=10),
+    classifier=fit.Options(
+        batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
+    ),
+    training=fit.Options(
+        batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
+    ),
+    n_pictures=2,
+    out=pathlib.Path("runs/overfeat_smoke"),
+)
+FOLDER = dataclasses.replace(
+    SHAPES,
+    selection=Selection(data=""),
+    canvases=((320, 416), (416, 320)),
+    loss=LossOptions(window_sides=(48.0, 320.0)),
+    detect=DetectOptions(scales=(0.2, 0.35, 0.6, 1.0)),
+    classifier=dataclasses.replace(SHAPES.classifier, steps=4000, evaluate_every=2000),
+    training=dataclasses.replace(SHAPES.training, steps=2000, evaluate_every=1000),
+    out=pathlib.Path("runs/overfeat_folder"),
+)
+CONFIGS = {
+    "shapes": ("Generated scenes; minutes on two CPU cores.", SHAPES),
+    "smoke": ("Seconds; does every part work?", SMOKE),
+    "folder": ("Your own pictures (--data PATH).", FOLDER),
+}
+# What may differ when a run is gone on with.
+FREE = (*selection.FREE, "n_pictures", "out")
+
+
+def main(config: Config) -> dict[str, float]:
+    """Trains the classifier and then the boxes, evaluates, writes; returns the test metrics."""
+    begun = time.perf_counter() - sum(
+        logging.MetricsLog(out).seconds() for out in (config.out, config.out / "classifier")
+    )
+    train, rates = selection.open_training(config.selection)
+    val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
+    print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
+    model = overfeat.build(
+        len(train.classes),
+        config.architecture,
+        dtype=jnp.bfloat16 if config.training.bfloat16 else jnp.float32,
+    )
+    variables = state.initial_variables(
+        jax.random.key(config.training.seed), model, canvas=config.canvases[0]
+    )
+    n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    print(f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} devices", flush=True)
+
+    run = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
+    classes = config.loss._replace(train_boxes=False)
+    run(variables, classes, config.classifier, out=config.out / "classifier")
+    variables, _ = checkpoints.load_variables(config.out / "classifier")
+    boxes = config.loss._replace(train_classifier=False)
+    run(variables, boxes, config.training, out=config.out)
+    return report(config, begun=begun)
+
+
+def run_stage(
+    config: Config,
+    variables: Any,
+    loss_options: LossOptions,
+    options: fit.Options,
+    *,
+    out: pathlib.Path,
+    model: overfeat.OverFeat,
+    train: Source,
+    rates: Any,
+    val: Source,
+) -> None:
+    """Trains what the loss is of, from these variables on; leaves checkpoints."""
+    chosen, log = config.selection, logging.MetricsLog(out)
+    batches = pipeline.train_pipeline(
+        train,
+        canvases=config.canvases,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        augmentation=config.augmentation,
+        rates=rates,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        cache_bytes=chosen.cache_mb << 20,
+    )
+    loss = functools.partial(overfeat.loss, model, options=loss_options)
+    description = Description(
+        config.architecture, train.classes, train.category_ids, config.canvases, config.detect
+    )
+    finder, truth = predictor.from_description(description), sources.to_coco(val)
+    val_batches = pipeline.eval_pipeline(
+        val, canvases=config.canvases, batch_size=options.batch_size
+    )
+    val_losses = fit.validation_losses(
+        loss, batches=functools.partial(pipeline.iterate, val_batches), seed=options.seed
+    )
+
+    def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
+        losses = val_losses(variables)
+        if not loss_options.train_boxes:
+            return losses | {"negative_loss": -losses["loss"]}
+        found = predictor.detect_source(finder, variables, val, batch_size=options.batch_size)
+        sheet = predictor.contact_sheet(val, found, n_pictures=config.n_pictures)
+        draw.save_png(out / "pictures" / f"val_{step:06d}.png", sheet)
+        log.image(step, "val", sheet)
+        return losses | coco.evaluate_boxes(truth, found).metrics
+
+    fit.fit(
+        variables,
+        loss_fn=loss,
+        batches=functools.partial(
+            pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
+        ),
+        evaluate=evaluate,
+        best_metric="AP50" if loss_options.train_boxes else "negative_loss",
+        options=options,
+        out=out,
+        log=log,
+        metadata=to_metadata(description) | {"config": recipes.as_json(config)},
+        free=FREE,
+        trainable=functools.partial(overfeat.is_trainable, options=loss_options),
+    )
+    figures.training_curves(out / "curves.png", logging.read_rows(out))
+
+
+def ways_to_look(config: Config) -> dict[str, DetectOptions]:
+    """What the table compares."""
+    all_scales = config.detect._replace(fine=True)
+    middle = all_scales.scales[len(all_scales.scales) // 2]
+    # The scale at which the picture is one window.
+    one_window = overfeat.DESIGNS[config.architecture.design].size / max(config.canvases[0])
+    surest = {"fine": False, "score_threshold": 0.0, "max_candidates": 1}
+    return {
+        "the picture as one window": all_scales._replace(scales=(one_window,), **surest),
+        "one scale, coarse": all_scales._replace(scales=(middle,), fine=False),
+        "one scale, fine": all_scales._replace(scales=(middle,)),
+        "all scales, coarse": all_scales._replace(fine=False),
+        "all scales, fine, not merged": all_scales._replace(merge_threshold=-1.0),
+        "all scales, fine": all_scales,
+    }
+
+
+def off_centre(source: Source) -> list[int]:
+    """Pictures with one object, a quarter of the picture's diagonal or more from its middle."""
+    found = []
+    for i, annotation in enumerate(source.annotations):
+        if len(annotation.labels) == 1 and not annotation.crowd.any():
+            box, size = annotation.boxes[0], np.array(annotation.size[::-1])
+            away = np.linalg.norm((box[:2] + box[2:]) / 2 - size / 2)
+            if away >= np.linalg.norm(size) / 4:
+                found.append(i)
+    return found
+
+
+def compare(
+    config: Config, description: Description, variables: Any, test: Source
+) -> dict[str, dict[str, float]]:
+    """The same classifier looking once, at one scale, and at all.
+
+    `AP50` and `AR100` are of pictures with several objects; `off_centre` is the share of pictures
+    of one object far from the middle of which the best detection has the right class and IoU 0.5.
+    """
+    several = [i for i, a in enumerate(test.annotations) if len(a.labels) > 1]
+    parts = {
+        name: sources.select(test, indices, name=f"{test.name} [{name}]")
+        for name, indices in (("several", several), ("off centre", off_centre(test)))
+        if indices
+    }
+    table: dict[str, dict[str, float]] = {}
+    batch_size = config.training.batch_size
+    for name, options in ways_to_look(config).items():
+        finder = predictor.from_description(description._replace(detect=options))
+        row = table[name] = {}
+        if "several" in parts:
+            part = parts["several"]
+            found = predictor.detect_source(finder, variables, part, batch_size=batch_size)
+            metrics = coco.evaluate_boxes(sources.to_coco(part), found).metrics
+            row |= {key: metrics[key] for key in ("AP50", "AR100")}
+        if "off centre" in parts:
+            batches = pipeline.eval_pipeline(
+                parts["off centre"], canvases=config.canvases, batch_size=batch_size
+            )
+            judged = predictor.measure_localization(finder, variables, pipeline.iterate(batches))
+            row["off_centre"] = judged["localization_top1"]
+        print(f"{name:30}" + "".join(f"{k:>12} {v:.3f}" for k, v in row.items()), flush=True)
+    return table
+
+
+def draw_scales(config: Config, classes: tuple[str, ...], variables: Any, test: Source) -> Any:
+    """For a few pictures: how sure each scale is of any object, its boxes, and all merged."""
+    options = config.detect
+    model = overfeat.build(len(classes), config.architecture)
+    shown = predictor.spread(test, config.n_pictures)
+    cells, columns = [], 0
+    for index in range(len(shown)):
+        batch = next(
+            pipeline.iterate(
+                pipeline.eval_pipeline(
+                    sources.select(shown, [index], name=shown.name),
+                    canvases=config.canvases,
+                    batch_size=1,
+                )
+            )
+        )
+        images = Images(*map(jnp.asarray, batch.images[:2]))
+        picture = np.asarray(images.pixels[0])
+        row = []
+        for scale in options.scales:
+            look = functools.partial(overfeat.look, model, scale=scale, fine=options.fine)
+            seen = jax.device_get(jax.jit(look)(variables, images))
+            scores = 1 - seen.scores[0, ..., 0]
+            heat = score_maps.draw_scores(picture, scores, seen.windows)
+            alone = options._replace(scales=(scale,), merge_threshold=-1.0)
+            row.append((f"x{scale:g}", drawn(model, variables, images, alone, heat, classes)))
+        apart = options._replace(merge_threshold=-1.0)
+        for title, how in (("all boxes", apart), ("merged", options)):
+            row.append((title, drawn(model, variables, images, how, picture, classes)))
+        cells += [draw.titled(cell, title) for title, cell in row]
+        columns = len(row)
+    return draw.contact_sheet(cells, columns, margin=4)
+
+
+def drawn(
+    model: overfeat.OverFeat,
+    variables: Any,
+    images: Images,
+    options: DetectOptions,
+    picture: np.ndarray,
+    classes: tuple[str, ...],
+) -> np.ndarray:
+    """The picture with what is detected on it."""
+    detect = functools.partial(overfeat.detect, model, options=options)
+    found = jax.device_get(jax.jit(detect)(variables, images))
+    boxes, scores, labels, valid = (x[0] for x in found)
+    return draw.draw_boxes(picture, boxes, labels, classes, scores=scores, valid=valid, magnify=2)
+
+
+def report(config: Config, *, begun: float) -> dict[str, float]:
+    """Evaluates the best checkpoint on the test split, writes tables and pictures."""
+    finder, variables = predictor.load(config.out)
+    chosen = config.selection
+    test = selection.open_split(chosen, chosen.test_split, classes=finder.classes)
+    print(sources.describe(test), flush=True)
+    draw.save_png(config.out / "scales.png", draw_scales(config, finder.classes, variables, test))
+    variables = parallel.replicate(variables)
+    found = predictor.detect_source(finder, variables, test, batch_size=config.training.batch_size)
+    coco.write_results(config.out / "detections.json", found)
+    draw.save_png(
+        config.out / "pictures" / "test.png",
+        predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures),
+    )
+    evaluation = coco.evaluate_boxes(sources.to_coco(test), found)
+    print(coco.as_table(evaluation), flush=True)
+    description = Description(
+        config.architecture, finder.classes, finder.category_ids, config.canvases, config.detect
+    )
+    table: Mapping[str, Any] = compare(config, description, variables, test)
+    text = json.dumps(table, indent=2) + "\n"
+    logging.write_atomically(config.out / "table.json", text)
+    logging.write_results(
+        config.out / "results.json",
+        evaluation.metrics,
+        seconds=time.perf_counter() - begun,
+        seed=config.training.seed,
+    )
+    return evaluation.metrics
+
+
+if __name__ == "__main__":
+    recipes.run_experiment(main, CONFIGS, default="shapes", description=__doc__ or "")

@@ -1,0 +1,123 @@
+"""How good poses are: shares of joints and limbs that are found, apart for each.
+
+joints    Predicted (x, y), pixels; true ones are keypoints (x, y, visibility), of which those
+          of visibility 0 are not labelled and count neither for nor against.
+counts    (found, counted), one number for each joint or limb: add up over pictures, then divide.
+
+Letters: j joints and l limbs of an object.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import keypoints as keypoint_ops
+
+Counts = tuple[Float[Array, " j"], Float[Array, " j"]]
+
+
+def pck(
+    joints: Float[Array, "*b j 2"],
+    truth: Float[Array, "*b j 3"],
+    boxes: Float[Array, "*b 4"],
+    *,
+    threshold: float,
+) -> Counts:
+    """Percentage of correct keypoints: joints off by at most a share of the object's size.
+
+        |joint - truth| <= threshold * diagonal of the box
+
+    Args:
+      joints: Predictions.
+      truth: What they should be.
+      boxes: Of the objects, xyxy pixels; objects without area do not count.
+      threshold: Share of the diagonal.
+
+    Returns:
+      Counts of each joint.
+
+    Source:
+      Yang & Ramanan 2013 (IEEE Transactions on Pattern Analysis and Machine Intelligence 35),
+      section 6.1.
+
+    Departures:
+      The size is the diagonal, where the paper takes the longer side.
+    """
+    sides = box_ops.centers_and_sizes(boxes)[1]
+    diagonals = jnp.where(box_ops.area(boxes) > 0, jnp.linalg.norm(sides, axis=-1), 0)
+    return _within(joints, truth, threshold * diagonals)
+
+
+def pdj(
+    joints: Float[Array, "*b j 2"],
+    truth: Float[Array, "*b j 3"],
+    *,
+    torso: tuple[int, int],
+    threshold: float,
+) -> Counts:
+    """Percentage of detected joints: joints off by at most a share of the torso's diameter.
+
+    Args:
+      joints: Predictions.
+      truth: What they should be.
+      torso: Two joints on opposite ends of the torso, such as left shoulder and right hip; objects
+        of which one is not labelled do not count.
+      threshold: Share of their distance.
+
+    Returns:
+      Counts of each joint.
+
+    Source:
+      DeepPose (Toshev & Szegedy 2014, arXiv:1312.4659v3), section 4.1, "Metrics".
+    """
+    diameters, _ = keypoint_ops.distances(truth, [torso])
+    return _within(joints, truth, threshold * diameters[..., 0])
+
+
+def pcp(
+    joints: Float[Array, "*b j 2"],
+    truth: Float[Array, "*b j 3"],
+    *,
+    limbs: Sequence[tuple[int, int]],
+    threshold: float = 0.5,
+) -> tuple[Float[Array, " l"], Float[Array, " l"]]:
+    """Percentage of correct parts: limbs of which both ends are off by at most half their length.
+
+    Args:
+      joints: Predictions.
+      truth: What they should be; limbs without length do not count.
+      limbs: The two joints of each limb.
+      threshold: Share of the limb's length.
+
+    Returns:
+      Counts of each limb.
+
+    Source:
+      DeepPose (Toshev & Szegedy 2014, arXiv:1312.4659v3), section 4.1, "Metrics".
+    """
+    lengths, _ = keypoint_ops.distances(truth, limbs)
+    errors = jnp.linalg.norm(joints - truth[..., :2], axis=-1)
+    ends = jnp.stack([errors[..., list(side)] for side in zip(*limbs, strict=True)])
+    return _counts(jnp.max(ends, axis=0) <= threshold * lengths, lengths > 0)
+
+
+def mean(counts: Counts) -> Float[Array, ""]:
+    """The mean over joints or limbs of the share found; those that never count are left out."""
+    found, counted = counts
+    shares = found / jnp.maximum(counted, 1)
+    return jnp.sum(shares) / jnp.maximum(jnp.sum(counted > 0), 1)
+
+
+def _within(
+    joints: Float[Array, "*b j 2"], truth: Float[Array, "*b j 3"], limits: Float[Array, "*b"]
+) -> Counts:
+    errors = jnp.linalg.norm(joints - truth[..., :2], axis=-1)
+    counted = (truth[..., 2] > 0) & (limits > 0)[..., None]
+    return _counts(errors <= limits[..., None], counted)
+
+
+def _counts(found: Bool[Array, "*b j"], counted: Bool[Array, "*b j"]) -> Counts:
+    axes = tuple(range(counted.ndim - 1))
+    return jnp.sum(found & counted, axes, jnp.float32), jnp.sum(counted, axes, jnp.float32)

@@ -1,0 +1,412 @@
+"""DeepPose: joints by regression, from the object's box first and from around each joint after.
+
+b n    images in a batch, objects of an image.         j  joints of an object.    s  stages.
+m      crops of an image in a training step.
+
+    box -> crop -> all joints -> for each: box around it -> crop -> where it is after all -> ...
+
+Joints are regressed in the frame of their crop: (joint - center) / size. Later stages see each
+joint's neighbourhood at a finer scale, and correct that joint alone. They are trained on crops
+around true joints, displaced as the stage before is wrong (`measure_errors`); so one stage is
+trained after the other (`LossOptions.stages`).
+
+Source:
+  Toshev & Szegedy 2014 (arXiv:1312.4659v3).
+
+Departures:
+  Objects' boxes come from outside, as the paper's come from a detector. A network puts out all
+  joints of which a later stage reads its own one; so it is in the paper. Errors are measured in
+  diameters of the pose, so that objects of all sizes share one distribution. Any backbone may take
+  the place of the paper's, which is AlexNet with response normalization on crops of 220 x 220.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32
+
+from jaxdet.features import dense, norm
+from jaxdet.features.alexnet import AlexNetFeatures
+from jaxdet.features.conv import flatten, max_pool
+from jaxdet.features.vgg import VGGFeatures
+from jaxdet.geometry import boxes as box_ops
+from jaxdet.geometry import coders
+from jaxdet.geometry import keypoints as keypoint_ops
+from jaxdet.losses import classification
+from jaxdet.losses.classification import Term
+from jaxdet.regions import roi_align
+from jaxdet.structures import Batch, Images, Instances
+from jaxdet.targets import sampling
+from jaxdet.training.steps import Aux
+
+MIN_DIAMETER = 1.0  # px; a pose that shrank to a point still has a crop.
+
+
+class Poses(NamedTuple):
+    """Joints of objects, in pixels of the array they were found in."""
+
+    joints: Float32[Any, "b n s j 2"]  # x, y, after each stage; the last is the result.
+    valid: Bool[Any, "b n"]
+
+
+class Errors(NamedTuple):
+    """How a stage is wrong about each joint, in diameters of the pose: a normal distribution."""
+
+    mean: tuple[tuple[float, float], ...]  # (x, y) of each joint.
+    std: tuple[tuple[float, float], ...]
+
+
+class LossOptions(NamedTuple):
+    """What a training step looks at."""
+
+    stages: tuple[int, ...] | None = None  # Which are trained, 0 is the first; all if None.
+    errors: tuple[Errors, ...] = ()  # Of stage 0, stage 1, ...; `spread` in all directions if none.
+    spread: float = 0.1  # Diameters.
+    sample_size: int = 8  # Crops of an image for each stage.
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A DeepPose in numbers that JSON can hold; the defaults are the paper's."""
+
+    n_stages: int = 3
+    channels: tuple[tuple[int, ...], ...] = ()
+    """Of the 3x3 convolutions before each pooling, as in a VGG; an AlexNet if there are none."""
+    hidden: tuple[int, ...] = (4096, 4096)
+    """Widths of the hidden dense layers."""
+    dropout: float = 0.6
+    torso: tuple[int, int] = (5, 12)
+    """See `DeepPose`; COCO's left shoulder and right hip."""
+    crop_size: int = 220
+    """Side of the crops that networks read, pixels."""
+    box_context: float = 1.0
+    joint_context: float = 1.0
+
+
+class PoseRegressor(nn.Module):
+    """One stage: from crops to where all joints are in them.
+
+    Source:
+      Toshev & Szegedy 2014 (arXiv:1312.4659v3), section 3.1 and figure 2.
+    """
+
+    backbone: nn.Module
+    """The last of its maps is pooled and read by the dense layers."""
+    n_joints: int
+    hidden: tuple[int, ...] = (4096, 4096)
+    dropout: float = 0.6
+    """Of the hidden layers."""
+    pool: int = 3
+    """Side of the windows of the last pooling, two cells apart."""
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, crops: Float[Array, "n h w 3"], keys: Any = None, *, train: bool
+    ) -> Float[Array, "n j 2"]:
+        """Returns joints in the frames of their crops.
+
+        Args:
+          crops: Normalized pixels.
+          keys: One a crop, for dropout.
+          train: Whether there is dropout, and norms use the statistics of the batch.
+        """
+        maps = self.backbone(crops, norm.whole(crops), train=train)[-1]
+        x = flatten(max_pool(maps, kernel_size=self.pool, padding=0))
+        head = dense.DenseStack(
+            (*self.hidden, 2 * self.n_joints), self.dropout, self.dtype, name="head"
+        )
+        return head(x, keys, train=train).reshape(-1, self.n_joints, 2)
+
+
+class DeepPose(nn.Module):
+    """The parameters of all stages; `loss` and `predict` put them together."""
+
+    stages: tuple[nn.Module, ...]
+    """`PoseRegressor`s, alike or not."""
+    torso: tuple[int, int]
+    """Two joints on opposite ends, such as left shoulder and right hip; their distance is the
+    pose's diameter. Where one is not labelled, half the diagonal of the box is."""
+    crop_size: int = 220
+    """Side of the crops that networks read, pixels."""
+    box_context: float = 1.0
+    """Side of the first crop, relative to the object's box."""
+    joint_context: float = 1.0
+    """Side of later crops, in diameters of the pose; sigma in the paper."""
+    pixel_mean: tuple[float, float, float] = norm.IMAGENET_MEAN
+    pixel_std: tuple[float, float, float] = norm.IMAGENET_STD
+
+    def __call__(self, images: Images) -> list[Float[Array, "b n j 2"]]:
+        """Runs every stage once, for `init`: the picture itself is the only box."""
+        sizes = images.sizes.astype(jnp.float32)[:, None]
+        boxes = jnp.concatenate([jnp.zeros_like(sizes), sizes[..., ::-1]], axis=-1)
+        pixels = self.pixels(images)
+        return [self.regress(i, pixels, boxes, train=False) for i in range(len(self.stages))]
+
+    def pixels(self, images: Images) -> Float[Array, "b h w 3"]:
+        """Returns normalized pixels."""
+        return norm.normalized(images, mean=self.pixel_mean, std=self.pixel_std)
+
+    def regress(
+        self,
+        stage: int,
+        pixels: Float[Array, "b h w 3"],
+        boxes: Float[Array, "b m 4"],
+        keys: Any = None,
+        *,
+        train: bool,
+    ) -> Float[Array, "b m j 2"]:
+        """Returns where one stage sees the joints in the frames of boxes."""
+        size = self.crop_size
+        cut = functools.partial(roi_align.roi_align, output_size=size, aligned=True)
+        # Where a picture ends, its crops go on in the mean colour.
+        crops = jax.vmap(cut)(pixels, boxes).reshape(-1, size, size, 3)
+        keys = None if keys is None else keys.reshape(-1)
+        joints = self.stages[stage](crops, keys, train=train)
+        return joints.reshape(*boxes.shape[:2], *joints.shape[1:])
+
+    def first_frames(self, boxes: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+        """Returns the crops of the first stage, xyxy pixels."""
+        centers, sizes = box_ops.centers_and_sizes(boxes)
+        return box_ops.from_centers_and_sizes(centers, self.box_context * sizes)
+
+    def joint_frames(
+        self, joints: Float[Array, "*b j 2"], diameters: Float[Array, "*b"]
+    ) -> Float[Array, "*b j 4"]:
+        """Returns the crops around joints, xyxy pixels: eq. 6."""
+        side = self.joint_context * jnp.maximum(diameters, MIN_DIAMETER)[..., None, None]
+        return box_ops.from_centers_and_sizes(joints, jnp.broadcast_to(side, joints.shape))
+
+
+def build(
+    n_joints: int, architecture: Architecture = Architecture(), *, dtype: Any = jnp.float32
+) -> DeepPose:
+    """Returns the networks.
+
+    Args:
+      n_joints: Of an object.
+      architecture: Their numbers.
+      dtype: Of the layers.
+    """
+    spec = architecture
+
+    def stage() -> PoseRegressor:
+        if spec.channels:
+            backbone: Any = VGGFeatures(spec.channels, dtype=dtype)
+        else:
+            backbone = AlexNetFeatures(dtype=dtype)
+        pool = 2 if spec.channels else 3
+        return PoseRegressor(backbone, n_joints, spec.hidden, spec.dropout, pool, dtype)
+
+    return DeepPose(
+        tuple(stage() for _ in range(spec.n_stages)),
+        torso=spec.torso,
+        crop_size=spec.crop_size,
+        box_context=spec.box_context,
+        joint_context=spec.joint_context,
+    )
+
+
+def diameters(
+    keypoints: Float[Array, "*b j 3"], boxes: Float[Array, "*b 4"], torso: tuple[int, int]
+) -> Float[Array, "*b"]:
+    """Returns diam(y) of poses, pixels; see `DeepPose.torso`.
+
+    Args:
+      keypoints: (x, y, visibility), pixels.
+      boxes: Of the objects, xyxy pixels.
+      torso: Indices of two joints.
+    """
+    lengths, known = keypoint_ops.distances(keypoints, [torso])
+    diagonal = jnp.linalg.norm(boxes[..., 2:] - boxes[..., :2], axis=-1)
+    return jnp.where(known[..., 0], lengths[..., 0], diagonal / 2)
+
+
+def loss(
+    model: DeepPose,
+    variables: Any,
+    batch: Batch,
+    *,
+    train: bool,
+    options: LossOptions = LossOptions(),
+) -> tuple[dict[str, Term], Aux]:
+    """Returns the losses of the stages: squared distances of joints, in the frames of their crops.
+
+    Args:
+      model: The architecture.
+      variables: Its parameters and statistics.
+      batch: With keys, one an image, and keypoints; boxes are the objects'.
+      train: Whether there is dropout, and norms use (and move) the statistics of the batch.
+      options: What is sampled.
+
+    Returns:
+      (sum, count) of `stage1`, `stage2`, ... over labelled joints, and `Aux`, whose metrics are the
+      same joints' distances in sides of the crop (`error1`, ...).
+
+    Source:
+      Toshev & Szegedy 2014 (arXiv:1312.4659v3), eqs. 3, 7 and 8.
+    """
+
+    def run(bound: DeepPose) -> tuple[dict[str, Term], dict[str, Term]]:
+        return _loss(bound, batch, train=train, options=options)
+
+    (terms, metrics), updates = nn.apply(run, model, mutable=["batch_stats"] if train else [])(
+        variables
+    )
+    stats = updates.get("batch_stats", variables.get("batch_stats", {}))
+    return terms, Aux(metrics, stats)
+
+
+class _Crops(NamedTuple):
+    """What one stage is asked about one image."""
+
+    frames: Float[Array, "m 4"]  # xyxy pixels.
+    targets: Float[Array, "m j 2"]  # Where the joints are in the frame.
+    counted: Bool[Array, "m j"]  # Which of them are asked for.
+
+
+def _loss(
+    model: DeepPose, batch: Batch, *, train: bool, options: LossOptions
+) -> tuple[dict[str, Term], dict[str, Term]]:
+    truth = batch.instances
+    if batch.keys is None or truth.keypoints is None:
+        raise ValueError("`batch.keys` and keypoints are needed: training samples crops of joints.")
+    real = batch.records >= 0  # A picture that only fills the batch must not count.
+    pixels = model.pixels(batch.images)
+    terms, metrics = {}, {}
+    for stage in range(len(model.stages)) if options.stages is None else options.stages:
+        keys = jax.vmap(lambda key, s=stage: jax.random.split(jax.random.fold_in(key, s)))(
+            batch.keys
+        )
+        sample = functools.partial(_sample, model=model, stage=stage, options=options)
+        crops = jax.vmap(sample)(keys[:, 0], truth)
+        each = jax.vmap(functools.partial(jax.random.split, num=options.sample_size))(keys[:, 1])
+        codes = model.regress(stage, pixels, crops.frames, each, train=train)
+        squares = jnp.sum((codes - crops.targets) ** 2, axis=-1)
+        counted = crops.counted & real[:, None, None]
+        terms[f"stage{stage + 1}"] = classification.weighted_sum(squares, counted)
+        distances = jnp.sqrt(jax.lax.stop_gradient(squares))
+        metrics[f"error{stage + 1}"] = classification.weighted_sum(distances, counted)
+    return terms, metrics
+
+
+def _sample(
+    key: Any, truth: Instances, *, model: DeepPose, stage: int, options: LossOptions
+) -> _Crops:
+    """Objects for the first stage, or pairs of an object and one of its joints."""
+    keypoints = jnp.asarray(truth.keypoints)
+    n_joints = keypoints.shape[1]
+    objects = truth.valid & ~truth.crowd & ~truth.difficult
+    labelled = (keypoints[..., 2] > 0) & objects[:, None]
+    key, noise_key = jax.random.split(key)
+    eligible = labelled.any(axis=1) if stage == 0 else labelled.reshape(-1)
+    drawn = sampling.sample_balanced(
+        key, eligible, jnp.zeros_like(eligible), size=options.sample_size, positive_fraction=1
+    )
+    rows, joint = (drawn.index, None) if stage == 0 else jnp.divmod(drawn.index, n_joints)
+    poses, boxes, counted = keypoints[rows], truth.boxes[rows], labelled[rows]
+    if joint is None:
+        frames = model.first_frames(boxes)
+    else:
+        center, spread = _errors_of(stage - 1, n_joints, options)
+        noise = jax.random.normal(noise_key, (options.sample_size, 2))
+        size = diameters(poses, boxes, model.torso)
+        moved = (center[joint] + spread[joint] * noise) * size[:, None]
+        own = jnp.take_along_axis(poses[..., :2], joint[:, None, None], axis=1)
+        frames = model.joint_frames(own + moved[:, None], size)[:, 0]
+        counted &= joint[:, None] == jnp.arange(n_joints)[None]
+    counted &= drawn.valid[:, None]
+    targets = coders.encode_points(poses[..., :2], frames)
+    return _Crops(frames, jnp.where(counted[..., None], targets, 0), counted)
+
+
+def _errors_of(
+    stage: int, n_joints: int, options: LossOptions
+) -> tuple[Float[Array, "j 2"], Float[Array, "j 2"]]:
+    if stage < len(options.errors):
+        mean, std = (jnp.asarray(x, jnp.float32) for x in options.errors[stage])
+        if mean.shape != (n_joints, 2) or std.shape != (n_joints, 2):
+            raise ValueError(f"errors must be of {n_joints} joints. Got {options.errors[stage]}")
+        return mean, std
+    return jnp.zeros((n_joints, 2)), jnp.full((n_joints, 2), options.spread)
+
+
+def measure_errors(
+    joints: Float[np.ndarray, "n j 2"],
+    truth: Float[np.ndarray, "n j 3"],
+    sizes: Float[np.ndarray, " n"],
+) -> Errors:
+    """Returns how a stage is wrong, over the training set: what the next one must expect.
+
+    Args:
+      joints: What the stage said, pixels.
+      truth: (x, y, visibility); joints of visibility 0 are left out.
+      sizes: Diameters of the true poses, pixels.
+
+    Returns:
+      Mean and standard deviation of each joint's errors; 0 for joints that are never labelled.
+
+    Source:
+      Toshev & Szegedy 2014 (arXiv:1312.4659v3), section 3.2, "Training".
+    """
+    off = (joints - truth[..., :2]) / np.maximum(sizes, MIN_DIAMETER)[:, None, None]
+    known = truth[..., 2:] > 0
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.sum(off, axis=0, where=known) / count
+    std = np.sqrt(np.sum((off - mean[None]) ** 2, axis=0, where=known) / count)
+    return Errors(*(tuple((float(x), float(y)) for x, y in rows) for rows in (mean, std)))
+
+
+def predict(
+    model: DeepPose,
+    variables: Any,
+    images: Images,
+    boxes: Float[Array, "b n 4"],
+    valid: Bool[Array, "b n"],
+) -> Poses:
+    """Finds the joints of objects whose boxes are known.
+
+    Args:
+      model: The architecture.
+      variables: Its parameters and statistics.
+      images: Pictures on a canvas.
+      boxes: Of the objects, xyxy pixels of the canvas.
+      valid: False rows are padding.
+
+    Returns:
+      Joints in pixels of the canvas, not clipped; 0 for padding.
+
+    Source:
+      Toshev & Szegedy 2014 (arXiv:1312.4659v3), eqs. 4 to 6.
+    """
+
+    def run(bound: DeepPose) -> Float[Array, "b n s j 2"]:
+        pixels = bound.pixels(images)
+        frames = bound.first_frames(boxes)
+        joints = coders.decode_points(bound.regress(0, pixels, frames, train=False), frames)
+        found = [joints]
+        for stage in range(1, len(bound.stages)):
+            seen = jnp.concatenate([joints, jnp.ones_like(joints[..., :1])], axis=-1)
+            frames = bound.joint_frames(joints, diameters(seen, boxes, bound.torso))
+            flat = frames.reshape(frames.shape[0], -1, 4)
+            codes = bound.regress(stage, pixels, flat, train=False)
+            codes = codes.reshape(*joints.shape[:2], *codes.shape[-2:-1], *codes.shape[-2:])
+            own = jnp.diagonal(codes, axis1=2, axis2=3)  # [b n 2 j]: of each crop its own joint.
+            own = jnp.moveaxis(own, -1, 2)[..., None, :]
+            joints = coders.decode_points(own, frames)[..., 0, :]
+            found.append(joints)
+        return jnp.stack(found, axis=2)
+
+    joints: Any = nn.apply(run, model)(variables)
+    return Poses(jnp.where(valid[..., None, None, None], joints, 0), valid)
+
+
+def trained_by(path: str, *, stages: Sequence[int]) -> bool:
+    """Returns whether the parameter at a path such as "stages_0/head/..." is of these stages."""
+    return path.startswith(tuple(f"stages_{stage}/" for stage in stages))
