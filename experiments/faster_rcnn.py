@@ -30,7 +30,7 @@ from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
 from jaxdet.systems import architectures, faster_rcnn
 from jaxdet.systems.architectures import Architecture
 from jaxdet.systems.faster_rcnn import DetectOptions, LossOptions
-from jaxdet.training import checkpoints, fit, logging, parallel, recipes, state
+from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import draw, figures
 from jaxdet.weights import detectors, download
 from jaxdet.weights.description import Description, to_metadata
@@ -263,7 +263,12 @@ def main(config: Config) -> dict[str, float]:
     finder = predictor.from_description(description)
     truth = sources.to_coco(val)
     val_batches = pipeline.eval_pipeline(
-        val, canvases=config.canvases, batch_size=options.batch_size, max_objects=rows
+        val,
+        canvases=config.canvases,
+        batch_size=options.batch_size,
+        max_objects=rows,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     val_losses = fit.validation_losses(
         loss, batches=functools.partial(pipeline.iterate, val_batches), seed=options.seed
@@ -299,7 +304,7 @@ def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict
     chosen, options = config.selection, config.training
     test = selection.open_split(chosen, chosen.test_split, classes=finder.classes)
     print(sources.describe(test), flush=True)
-    variables, _ = checkpoints.load_variables(config.out)
+    variables, _ = processes.on_first(lambda: checkpoints.load_variables(config.out))
     found = predictor.detect_source(
         finder, parallel.replicate(variables), test, batch_size=options.batch_size
     )

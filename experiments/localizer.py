@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,22 @@ from jaxdet.metrics import coco
 from jaxdet.systems import localizer
 from jaxdet.systems.classifier import DetectOptions
 from jaxdet.systems.localizer import Architecture, LossOptions
-from jaxdet.training import checkpoints, fit, logging, parallel, recipes, state
+from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import draw, figures
-from jaxdet.weights import classifiers, download
+from jaxdet.weights import classifiers, detectors, download
 from jaxdet.weights.description import Description, to_metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+    """What is other than in the training of the classifier."""
+
+    steps: int = 1000
+    """Updates."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.01
+    """At batch size 16; it grows with the batch."""
+    weight_decay: float = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +67,9 @@ class Config:
     weights: str = ""
     """A classifier to begin from: a run, a published name, or a file (.pth, .safetensors)."""
     training: OmitArgPrefixes[fit.Options] = fit.Options()
-    classifier: fit.Options = fit.Options()
-    """Of the first stage, where there is one."""
+    """Of both heads at once, or of the classifier."""
+    head: HeadOptions = HeadOptions()
+    """Of the box head alone, where it comes second."""
     n_pictures: int = 8
     """Pictures drawn at each evaluation."""
     out: pathlib.Path = pathlib.Path("runs/localizer")
@@ -84,14 +97,6 @@ SHAPES = Config(
 STAGED = dataclasses.replace(
     SHAPES,
     staged=True,
-    classifier=dataclasses.replace(SHAPES.training, steps=1000),
-    training=dataclasses.replace(
-        SHAPES.training,
-        optimizer="sgd",
-        learning_rate=0.01,
-        weight_decay=1e-4,
-        steps=1000,
-    ),
     out=pathlib.Path("runs/localizer_staged"),
 )
 SMOKE = dataclasses.replace(
@@ -99,11 +104,9 @@ SMOKE = dataclasses.replace(
     selection=Selection(scenes="single_tiny"),
     canvases=((64, 64),),
     architecture=Architecture(Network(width=16, n_stages=2), features=16, map_size=(4, 4)),
-    classifier=fit.Options(
-        batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
-    ),
+    head=HeadOptions(steps=4),
     training=fit.Options(
-        batch_size=4, steps=4, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
+        batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
     ),
     n_pictures=2,
     out=pathlib.Path("runs/localizer_smoke"),
@@ -169,14 +172,16 @@ def main(config: Config) -> dict[str, float]:
 
     # Both at once; or the classifier, then the boxes.
     run = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
-    boxes = config.loss
-    if config.staged:
-        boxes = config.loss._replace(train_classifier=False)
+    if not config.staged:
+        run(variables, config.loss, config.training, out=config.out)
+    else:
         if not is_trained:
-            classes = config.loss._replace(train_boxes=False)
-            run(variables, classes, config.classifier, out=config.out / "classifier")
-            variables, _ = checkpoints.load_variables(config.out / "classifier")
-    run(variables, boxes, config.training, out=config.out)
+            first, where = config.loss._replace(train_boxes=False), config.out / "classifier"
+            run(variables, first, config.training, out=where)
+            variables, _ = processes.on_first(lambda: checkpoints.load_variables(where))
+        second = config.loss._replace(train_classifier=False)
+        of_head = dataclasses.replace(config.training, **dataclasses.asdict(config.head))
+        run(variables, second, of_head, out=config.out)
     return report(config, train.classes, begun=begun)
 
 
@@ -215,7 +220,12 @@ def run_stage(
     val_batches = functools.partial(
         pipeline.iterate,
         pipeline.eval_pipeline(
-            val, canvases=config.canvases, batch_size=options.batch_size, max_objects=rows
+            val,
+            canvases=config.canvases,
+            batch_size=options.batch_size,
+            max_objects=rows,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         ),
     )
     val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
@@ -259,7 +269,8 @@ def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[st
     chosen = config.selection
     test = selection.open_split(chosen, chosen.test_split, classes=classes)
     print(sources.describe(test), flush=True)
-    finder, variables = predictor.load(config.out)
+    detector = processes.on_first(lambda: detectors.load_checkpoint(config.out))
+    finder, variables = predictor.from_detector(detector)
     variables = parallel.replicate(variables)
     batch_size = config.training.batch_size
     found = predictor.detect_source(finder, variables, test, batch_size=batch_size)
@@ -268,7 +279,13 @@ def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[st
         config.out / "pictures" / "test.png",
         predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures),
     )
-    batches = pipeline.eval_pipeline(test, canvases=config.canvases, batch_size=batch_size)
+    batches = pipeline.eval_pipeline(
+        test,
+        canvases=config.canvases,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     metrics = predictor.measure_localization(finder, variables, pipeline.iterate(batches))
     metrics |= coco.evaluate_boxes(sources.to_coco(test), found).metrics
     for name, value in metrics.items():

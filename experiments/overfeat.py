@@ -49,7 +49,7 @@ class Config:
     architecture: Architecture = Architecture()
     loss: LossOptions = LossOptions()
     detect: DetectOptions = DetectOptions()
-    classifier: fit.Options = fit.Options()
+    classifier: fit.Options = fit.Options(best_metric="loss", lower_is_better=True)
     """Of the first stage: features and classifier."""
     training: OmitArgPrefixes[fit.Options] = fit.Options()
     """Of the second: boxes, by what the classifier's features say."""
@@ -74,6 +74,8 @@ SHAPES = Config(
         ema_decay=0.995,
         evaluate_every=1600,
         checkpoint_every=800,
+        best_metric="loss",
+        lower_is_better=True,
     ),
     training=fit.Options(
         batch_size=8,
@@ -91,14 +93,21 @@ SMOKE = dataclasses.replace(
     SHAPES,
     selection=Selection(scenes="tiny"),
     loss=LossOptions(sample_size=4, window_sides=(34.0, 96.0)),
-    detect=DetectOptions(scales=(0.5, 0.71), fine=False, max_candidates=20, max_detections=10),
+    detect=DetectOptions(scales=(0.5,), max_candidates=20, max_detections=10),
     classifier=fit.Options(
-        batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
+        batch_size=4,
+        steps=2,
+        warmup_steps=1,
+        evaluate_every=2,
+        checkpoint_every=2,
+        log_every=1,
+        best_metric="loss",
+        lower_is_better=True,
     ),
     training=fit.Options(
         batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
     ),
-    n_pictures=2,
+    n_pictures=1,
     out=pathlib.Path("runs/overfeat_smoke"),
 )
 FOLDER = dataclasses.replace(
@@ -188,7 +197,7 @@ def run_stage(
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
         losses = val_losses(variables)
         if not loss_options.train_boxes:
-            return losses | {"negative_loss": -losses["loss"]}
+            return losses
         found = predictor.detect_source(finder, variables, val, batch_size=options.batch_size)
         sheet = predictor.contact_sheet(val, found, n_pictures=config.n_pictures)
         draw.save_png(out / "pictures" / f"val_{step:06d}.png", sheet)
@@ -202,7 +211,7 @@ def run_stage(
             pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
         ),
         evaluate=evaluate,
-        best_metric="AP50" if loss_options.train_boxes else "negative_loss",
+        best_metric="AP50" if loss_options.train_boxes else "loss",
         options=options,
         out=out,
         log=log,
@@ -220,10 +229,14 @@ def ways_to_look(config: Config) -> dict[str, DetectOptions]:
     # The scale at which the picture is one window.
     one_window = overfeat.DESIGNS[config.architecture.design].size / max(config.canvases[0])
     surest = {"fine": False, "score_threshold": 0.0, "max_candidates": 1}
-    return {
+    ways = {
         "the picture as one window": all_scales._replace(scales=(one_window,), **surest),
         "one scale, coarse": all_scales._replace(scales=(middle,), fine=False),
         "one scale, fine": all_scales._replace(scales=(middle,)),
+    }
+    if len(all_scales.scales) == 1:
+        return ways
+    return ways | {
         "all scales, coarse": all_scales._replace(fine=False),
         "all scales, fine, not merged": all_scales._replace(merge_threshold=-1.0),
         "all scales, fine": all_scales,

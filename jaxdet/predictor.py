@@ -6,6 +6,7 @@ the evaluation of what was found are here, the same for every system.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from jaxdet.data.records import Annotation, Source
 from jaxdet.data.resize import ShortSide
 from jaxdet.metrics import coco, localization
 from jaxdet.structures import Batch, Detections, Images
-from jaxdet.training import parallel, steps
+from jaxdet.training import parallel, processes, steps
 from jaxdet.viz import draw
 from jaxdet.weights import detectors
 from jaxdet.weights.description import SYSTEMS, Description, name_of
@@ -105,7 +106,7 @@ def detect_source(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> Rows:
-    """Detects on every picture of a source.
+    """Detects on every picture of a source; of several processes, each on its share.
 
     Args:
       predictor: From `load`.
@@ -113,17 +114,23 @@ def detect_source(
       source: Pictures; of the annotations, sizes and ids are looked at. Its category ids are
         taken where it has classes, all of which the predictor must know; what it finds of other
         classes is left out.
-      batch_size: Pictures at once, rounded up to a multiple of the devices.
-      progress: Called with the number of pictures done so far.
+      batch_size: Pictures at once, over all processes, rounded up to a multiple of the devices.
+      progress: Called with the number of pictures that this process has done so far.
 
     Returns:
-      Rows of a COCO results file, boxes in pixels of the pictures.
+      Rows of a COCO results file, boxes in pixels of the pictures: all of them in every process,
+      in the same order for any number of processes.
     """
     category_ids = _category_ids(predictor, source)
-    n_devices = jax.local_device_count()
+    n_devices = jax.device_count()
     rounded = -(-min(batch_size, len(source)) // n_devices) * n_devices
     batches = pipeline.eval_pipeline(
-        source, canvases=predictor.canvases, batch_size=rounded, max_objects=1
+        source,
+        canvases=predictor.canvases,
+        batch_size=rounded,
+        max_objects=1,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     rows, done = [], 0
     for batch in pipeline.iterate(batches, threads=1):
@@ -141,7 +148,12 @@ def detect_source(
         done += sum(a is not None for a in annotations)
         if progress:
             progress(done)
-    return [row for row in rows if row["category_id"] != UNKNOWN]
+    rows = [row for row in rows if row["category_id"] != UNKNOWN]
+    # In the order of the pictures, as a process of its own finds them.
+    order = itertools.chain(*pipeline.group_by_canvas(source, predictor.canvases).values())
+    place = {source.annotations[index].image_id: i for i, index in enumerate(order)}
+    found = itertools.chain(*processes.gather(rows))
+    return sorted(found, key=lambda row: place[row["image_id"]])
 
 
 def measure_localization(
@@ -152,16 +164,17 @@ def measure_localization(
     Args:
       predictor: Of a localizer, or of a classifier, whose boxes are the whole pictures.
       variables: Of the model.
-      batches: Of the pictures, their size divisible by the number of devices.
+      batches: Of this process's share of the pictures.
 
     Returns:
-      Means by name.
+      Means by name, over all processes.
     """
     sums: steps.Sums = {}
     count = jax.jit(localization.sums)
     for batch in batches:
         guesses = jax.device_get(predictor.detect(variables, batch.images))
         sums = steps.merge(sums, jax.device_get(count(guesses, batch.instances)))
+    sums = functools.reduce(steps.merge, processes.gather(sums), {})
     return {name: float(value) for name, value in steps.means(sums).items()}
 
 

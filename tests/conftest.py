@@ -2,6 +2,9 @@
 
 import os
 
+# Tests neither read nor leave behind what was compiled.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+
 import jax
 import numpy as np
 import pytest

@@ -32,8 +32,6 @@ class Network:
     """Channels of such a group, in the first stage."""
     norm: Literal["batch", "group", "none"] = "batch"
     """Batch norm synchronized over devices, or group norm; none is for VGGs. AlexNets have none."""
-    n_frozen: int = 0
-    """Stages that are not trained."""
     dropout: float | None = None
     """Of the classifier's hidden layers; the family's own if None. ResNets have none."""
 
@@ -95,7 +93,7 @@ def build(
         "mobilenet_v3_large": mobilenet.mobilenet_v3_large,
         "mobilenet_v3_small": mobilenet.mobilenet_v3_small,
     }
-    fields: dict[str, Any] = {"num_classes": num_classes, "n_frozen": network.n_frozen}
+    fields: dict[str, Any] = {"num_classes": num_classes}
     if network.dropout is not None and network.family != "resnet":
         fields["dropout"] = network.dropout
     layer = _norm(network, axis_name)

@@ -10,6 +10,7 @@ t  rows of a tile       s  rows that stay, some of them
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -32,6 +33,7 @@ class Kept(NamedTuple):
     valid: Bool[Array, " k"]
 
 
+@jax.named_scope("nms")
 def nms(
     boxes: Float[Array, "n 4"],
     scores: Float[Array, " n"],
@@ -62,6 +64,7 @@ def nms(
     )
 
 
+@jax.named_scope("nms")
 def batched_nms(
     boxes: Float[Array, "n 4"],
     scores: Float[Array, " n"],

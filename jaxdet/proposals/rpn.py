@@ -135,6 +135,7 @@ class RPN(nn.Module):
         )
 
 
+@jax.named_scope("proposals")
 def propose(
     logits: Float[Array, " m"],
     deltas: Float[Array, "m 4"],
@@ -205,6 +206,7 @@ def propose_batch(
     return Proposals(*jax.vmap(one)(outputs.logits, outputs.deltas, sizes))
 
 
+@jax.named_scope("rpn_loss")
 def rpn_loss(
     key: PRNGKeyArray,
     logits: Float[Array, " m"],

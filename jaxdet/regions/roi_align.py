@@ -27,6 +27,7 @@ from jaxdet.regions import places
 CHUNK = 4
 
 
+@jax.named_scope("roi_align")
 def roi_align(
     features: Float[Array, "h w c"],
     boxes: Float[Array, "n 4"],
@@ -68,6 +69,7 @@ def roi_align(
     )
 
 
+@jax.named_scope("roi_align")
 def pyramid_roi_align(
     pyramid: tuple[Float[Array, "_ _ c"], ...],
     boxes: Float[Array, "n 4"],

@@ -5,6 +5,7 @@ m  proposals and n  objects of one image.    k  classes, background (0) included
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -28,6 +29,7 @@ class RoISample(NamedTuple):
     valid: Bool[Array, "*b n"]
 
 
+@jax.named_scope("sampling")
 def sample_rois(
     key: PRNGKeyArray,
     boxes: Float[Array, "m 4"],
@@ -89,6 +91,7 @@ def sample_rois(
     )
 
 
+@jax.named_scope("roi_loss")
 def box_head_loss(
     head: BoxOutputs, sample: RoISample, *, beta: float = 1 / 9
 ) -> dict[str, classification.Term]:

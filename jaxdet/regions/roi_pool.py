@@ -18,6 +18,7 @@ from jaxdet.regions import places
 FAR = 1 << 20
 
 
+@jax.named_scope("roi_pool")
 def roi_pool(
     features: Float[Array, "h w c"],
     boxes: Float[Array, "n 4"],

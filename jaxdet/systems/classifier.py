@@ -5,6 +5,8 @@ b k  images in a batch, classes; there is no background, so label l is column l 
     images -> maps -> head -> vector -> logits
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,6 +30,7 @@ Maps = tuple[Float[Array, "b _ _ _"], ...]
 class LossOptions(NamedTuple):
     """What is minimized."""
 
+    head_only: bool = False  # All but the last layer stays as it is, statistics and all.
     label_smoothing: float = 0.0  # Share of the target that all classes have alike, 0 to 1.
 
 
@@ -42,6 +45,8 @@ class Classifier(nn.Module):
     """A network of `features` with its classifier, and what pictures it was made for."""
 
     network: nn.Module
+    last_layer: tuple[str, ...] = ("fc",)
+    """Where the network's parameters are that know the classes."""
     pixel_mean: tuple[float, float, float] = norm.IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = norm.IMAGENET_STD
 
@@ -75,7 +80,8 @@ def build(
       dtype: Of the layers; logits and losses are float32 always.
     """
     return Classifier(
-        networks.build(network, num_classes=num_classes, axis_name=axis_name, dtype=dtype)
+        networks.build(network, num_classes=num_classes, axis_name=axis_name, dtype=dtype),
+        last_layer=network.last_layer,
     )
 
 
@@ -105,7 +111,14 @@ def loss(
       Krizhevsky et al. 2012 (Advances in Neural Information Processing Systems 25), section 2,
       has the two rates; label smoothing is Szegedy et al. 2015 (arXiv:1512.00567v3), section 7.
     """
-    logits, stats = run(model, variables, batch.images, keys=batch.keys, train=train)
+    trainable = functools.partial(is_trainable, last_layer=model.last_layer, options=options)
+    logits, stats = run(
+        model,
+        held(variables, trainable),
+        batch.images,
+        keys=batch.keys,
+        train=train and not options.head_only,
+    )
     objects = counted(batch.instances) & (batch.records >= 0)[:, None]
     first = jnp.argmax(objects, axis=1)
     labels = jnp.take_along_axis(batch.instances.labels, first[:, None], axis=1)[:, 0] - 1
@@ -201,14 +214,7 @@ def run(
     Returns:
       What the head returns, and the statistics after this batch.
     """
-    maps, updates = model.apply(
-        variables,
-        images,
-        train=train,
-        method="maps",
-        mutable=["batch_stats"] if train else [],
-    )
-    stats = updates.get("batch_stats", variables.get("batch_stats", {}))
+    maps, stats = apply_maps(model, variables, images, train=train)
     if not train or keys is None:
         return model.apply(variables, maps, train=False, method="head"), stats
 
@@ -220,6 +226,47 @@ def run(
     return jax.vmap(one)(maps, keys), stats
 
 
+def apply_maps(model: Any, variables: Any, images: Images, *, train: bool) -> tuple[Any, Any]:
+    """Returns the `maps` of a system, and the statistics after this batch.
+
+    Args:
+      model: The architecture.
+      variables: Its parameters and statistics.
+      images: Pictures on a canvas.
+      train: Whether norms use (and move) the statistics of the batch.
+    """
+    mutable = ["batch_stats"] if train else []
+    maps, updates = model.apply(variables, images, train=train, method="maps", mutable=mutable)
+    return maps, updates.get("batch_stats", variables.get("batch_stats", {}))
+
+
 def counted(truth: Instances) -> Bool[Array, "b n"]:
     """Returns which rows are objects to be found: no padding, crowd or difficult object."""
     return truth.valid & ~truth.crowd & ~truth.difficult
+
+
+def is_trainable(path: str, *, last_layer: tuple[str, ...], options: LossOptions) -> bool:
+    """Returns whether the parameter at a path such as "network/fc/kernel" is trained.
+
+    Args:
+      path: Of the parameter.
+      last_layer: That of the model.
+      options: What is minimized.
+    """
+    return not options.head_only or path.startswith("/".join(("network", *last_layer, "")))
+
+
+def held(variables: Any, trainable: Callable[[str], bool]) -> Any:
+    """Returns variables through whose other parameters no gradient goes.
+
+    Args:
+      variables: Of any model.
+      trainable: Says by a parameter's path whether it is trained.
+    """
+
+    def hold(path: Any, x: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return x if trainable(name) else jax.lax.stop_gradient(x)
+
+    params = jax.tree_util.tree_map_with_path(hold, variables["params"])
+    return {**variables, "params": params}

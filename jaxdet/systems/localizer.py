@@ -20,6 +20,7 @@ Departures:
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -37,13 +38,16 @@ from jaxdet.geometry import iou as iou_ops
 from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
 from jaxdet.regions.heads import BoxOutputs
-from jaxdet.regions.roi_loss import BOX_WEIGHTS
 from jaxdet.structures import Batch, Detections, Images, Instances
 from jaxdet.systems import classifier
 from jaxdet.systems.classifier import DetectOptions, Maps
 from jaxdet.targets import assignment
 from jaxdet.targets.assignment import Assignment
 from jaxdet.training.steps import Aux
+
+# 1 / the spread of the codes over pictures of one object, in round numbers: a squared error is then
+# worth about as much as a wrong class.
+CODE_WEIGHTS = (4.0, 4.0, 2.0, 2.0)
 
 
 class LossOptions(NamedTuple):
@@ -215,13 +219,9 @@ def loss(
       `Aux`, whose metrics are the share of objects whose class is the likeliest (`accuracy`) and
       the mean IoU of the boxes of their classes (`iou`).
     """
-    if not options.train_classifier:
-        params = variables["params"]
-        fixed = {"network": jax.lax.stop_gradient(params["network"])}
-        variables = variables | {"params": params | fixed}
     outputs, stats = classifier.run(
         model,
-        variables,
+        classifier.held(variables, functools.partial(is_trainable, options=options)),
         batch.images,
         keys=batch.keys,
         train=train and options.train_classifier,
@@ -245,7 +245,7 @@ def _image_loss(
     n_slots, n_objects = outputs.logits.shape[0], truth.labels.shape[0]
     labels = jnp.maximum(truth.labels - 1, 0)
     targets = coders.encode_boxes(
-        truth.boxes, jnp.broadcast_to(frame, truth.boxes.shape), weights=BOX_WEIGHTS
+        truth.boxes, jnp.broadcast_to(frame, truth.boxes.shape), weights=CODE_WEIGHTS
     )
 
     # Of all pairs of object and slot.
@@ -311,7 +311,7 @@ def detect(
 
 
 def _decode(deltas: Float[Array, "*n 4"], frame: Float[Array, " 4"]) -> Float[Array, "*n 4"]:
-    return coders.decode_boxes(deltas, jnp.broadcast_to(frame, deltas.shape), weights=BOX_WEIGHTS)
+    return coders.decode_boxes(deltas, jnp.broadcast_to(frame, deltas.shape), weights=CODE_WEIGHTS)
 
 
 def is_trainable(path: str, *, options: LossOptions) -> bool:

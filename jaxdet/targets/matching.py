@@ -8,6 +8,7 @@ all anchors at once, which is all that "the anchor it overlaps most" needs.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
@@ -31,6 +32,7 @@ class _Best(NamedTuple):
     claim: Int32[Array, " m"]  # The last object that claims it, -1 for none.
 
 
+@jax.named_scope("matching")
 def match(
     iou: Float[Array, "n m"],
     valid: Bool[Array, " n"],
@@ -74,6 +76,7 @@ def match(
     return _decide(best, positive_iou, negative_iou, keep_best)
 
 
+@jax.named_scope("matching")
 def match_boxes(
     objects: Float[Array, "n 4"],
     valid: Bool[Array, " n"],
@@ -98,6 +101,7 @@ def match_boxes(
     return _decide(best, positive_iou, negative_iou, keep_best)
 
 
+@jax.named_scope("matching")
 def match_priors(
     objects: Float[Array, "n 4"],
     valid: Bool[Array, " n"],

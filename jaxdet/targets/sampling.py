@@ -22,6 +22,7 @@ class Sample(NamedTuple):
     valid: Bool[Array, " k"]
 
 
+@jax.named_scope("sampling")
 def sample_balanced(
     key: PRNGKeyArray,
     positive: Bool[Array, " m"],
@@ -64,6 +65,7 @@ def sample_balanced(
     return Sample(rows[jnp.where(valid, place, -1)], is_positive, valid)
 
 
+@jax.named_scope("sampling")
 def hard_negatives(
     losses: Float[Array, " m"],
     positive: Bool[Array, " m"],

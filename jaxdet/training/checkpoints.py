@@ -5,6 +5,7 @@
 
 Two managers, since one that ranks by a metric deletes a newer, worse checkpoint, and a run could
 not go on from where it was. A save is written beside its place and moved there when it is whole.
+Of several processes, the first alone reads and writes, so that they need no disk that all share.
 """
 
 import json
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxdet.training import processes
 from jaxdet.training import state as states
 from jaxdet.training.state import PyTree, TrainState
 
@@ -23,7 +25,10 @@ _PREDICTS = ("params", "batch_stats", "frozen", "ema")
 
 
 class Checkpoints:
-    """The two series of checkpoints of one run."""
+    """The two series of checkpoints of one run.
+
+    Several processes call every method together; all get what the first one finds.
+    """
 
     def __init__(
         self,
@@ -45,16 +50,17 @@ class Checkpoints:
             raise ValueError(f"keep must be above 1. Got {keep}")
         self.directory = pathlib.Path(directory).absolute()
         self._metadata = json.loads(json.dumps(dict(metadata or {}), default=str))
-        self._last = _manager(self.directory / "last", keep=keep)
-        self._best = _manager(self.directory / "best", keep=keep)
+        if processes.is_first():
+            self._last = _manager(self.directory / "last", keep=keep)
+            self._best = _manager(self.directory / "best", keep=keep)
 
     def last_step(self) -> int | None:
         """The step to go on from; None before the first save."""
-        return self._last.latest_step()
+        return processes.on_first(lambda: self._last.latest_step())
 
     def best_step(self) -> int | None:
         """The step of the best checkpoint; None before the first."""
-        return self._best.latest_step()
+        return processes.on_first(lambda: self._best.latest_step())
 
     def save_last(self, state: TrainState, *, notes: Mapping[str, Any] | None = None) -> None:
         """Saves where the run is, in place of an earlier save of this step; waits for the disk.
@@ -63,7 +69,7 @@ class Checkpoints:
           state: Arrays of the host, or the same on all devices.
           notes: Added to the metadata of this checkpoint.
         """
-        self._save(self._last, state, notes)
+        processes.on_first(lambda: self._save(self._last, state, notes))
 
     def save_best(self, state: TrainState, *, notes: Mapping[str, Any] | None = None) -> None:
         """Saves the best so far, in place of an earlier save of this step; waits for the disk.
@@ -72,14 +78,14 @@ class Checkpoints:
           state: Arrays of the host, or the same on all devices.
           notes: Added to the metadata of this checkpoint, such as the metrics.
         """
-        self._save(self._best, state, notes)
+        processes.on_first(lambda: self._save(self._best, state, notes))
 
     def last_metadata(self) -> dict[str, Any]:
         """Metadata and notes of the checkpoint to go on from; reads no arrays."""
         step = self.last_step()
         if step is None:
             raise ValueError(f"There is no checkpoint to read. Got {self.directory}")
-        return _read(self._last, step, ("metadata",))["metadata"]
+        return processes.on_first(lambda: _read(self._last, step, ("metadata",))["metadata"])
 
     def restore(self, like: TrainState) -> TrainState:
         """The state of the last checkpoint.
@@ -96,19 +102,28 @@ class Checkpoints:
         step = self.last_step()
         if step is None:
             raise ValueError(f"There is no checkpoint to restore. Got {self.directory}")
-        items = _read(self._last, step, ("variables", "training"))
-        found = _flatten(items["variables"]) | items["training"]
-        return _fill(like, found, where=self.directory / "last" / str(step))
+
+        def read() -> TrainState:
+            items = _read(self._last, step, ("variables", "training"))
+            found = _flatten(items["variables"]) | items["training"]
+            return _fill(like, found, where=self.directory / "last" / str(step))
+
+        return processes.on_first(read)
 
     def discard_best_after(self, step: int) -> None:
         """Drops best checkpoints of a future that is about to be computed again."""
-        for later in [s for s in self._best.all_steps() if s > step]:
-            self._best.delete(later)
+
+        def discard() -> None:
+            for later in [s for s in self._best.all_steps() if s > step]:
+                self._best.delete(later)
+
+        processes.on_first(discard)
 
     def close(self) -> None:
         """Waits for the last save, lets go of the directory."""
-        self._last.close()
-        self._best.close()
+        if processes.is_first():
+            self._last.close()
+            self._best.close()
 
     def _save(
         self, manager: ocp.CheckpointManager, state: TrainState, notes: Mapping[str, Any] | None
@@ -170,12 +185,17 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, Any]:
 def _manager(directory: pathlib.Path, *, keep: int | None = None) -> ocp.CheckpointManager:
     """Opens a series: to write if `keep` is given, otherwise leaving the disk as it is."""
     writes = keep is not None
+    if writes:
+        directory.mkdir(parents=True, exist_ok=True)
+    this = jax.process_index()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
-        create=writes,
+        create=False,
         cleanup_tmp_directories=writes,  # What a killed save left behind.
         enable_async_checkpointing=False,
         save_root_metadata=False,
+        # Nobody else is waited for.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(this, active_processes={this}),
     )
     return ocp.CheckpointManager(directory, options=options)
 

@@ -9,10 +9,26 @@ from typing import Any, Literal
 
 import jax
 import optax
+from tyro.conf import OmitArgPrefixes
 
 from jaxdet.structures import Batch
-from jaxdet.training import checkpoints, logging, loop, parallel, recipes, schedules, state, steps
+from jaxdet.training import (
+    checkpoints,
+    logging,
+    loop,
+    optimizers,
+    parallel,
+    processes,
+    profile,
+    recipes,
+    replay,
+    schedules,
+    state,
+    steps,
+)
 from jaxdet.training.logging import MetricsLog
+from jaxdet.training.processes import Processes
+from jaxdet.training.signals import GRACE
 from jaxdet.training.state import PyTree
 from jaxdet.training.steps import LossFn
 
@@ -25,7 +41,10 @@ class Options:
     """Images per update, over all devices."""
     steps: int = 1000
     """Updates."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    n_parts: int = 1
+    """Parts in which a device goes through its images: less memory, the same update. Batch norm
+    sees one part at a time."""
+    optimizer: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
     learning_rate: float = 0.02
     """At batch size 16; it grows with the batch."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -34,18 +53,57 @@ class Options:
     """Not applied to norms and biases."""
     clip_norm: float | None = 10.0
     """Longest gradient; None for no clipping."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions, such as ^backbone/: parameters with one in their path stay as they are.
+    Statistics of batch norms move on."""
+    rates: tuple[tuple[str, float], ...] = ()
+    """Regular expressions and what the learning rate of such parameters is multiplied with."""
+    layers: tuple[str, ...] = ()
+    """Regular expressions of the layers that `layer_decay` is about, the first layer first."""
+    layer_decay: float = 1.0
+    """Share of the rate of the layer above that each of `layers` learns with."""
     ema_decay: float = 0.998
     """Of the moving average of parameters that is evaluated; 0 for none."""
+    evaluate_raw: bool = False
+    """Whether the parameters without average are evaluated, too: metrics raw/NAME."""
     bfloat16: bool = False
     """Whether layers compute in bfloat16; parameters, boxes and losses stay float32."""
     seed: int = 0
     evaluate_every: int = 500
     checkpoint_every: int = 500
     log_every: int = 20
+    best_metric: str | None = None
+    """Picks the best checkpoint; the script's choice if None."""
+    lower_is_better: bool = False
+    """Of `best_metric`, where one is given."""
+    patience: int | None = None
+    """Evaluations without a better one, after which the run ends."""
+    minutes: float | None = None
+    """How long this start may train; it then evaluates, saves and reports, and can be gone on
+    with."""
+    steps_now: int | None = None
+    """How many updates this start may make; as `minutes`."""
+    explosion: float | None = None
+    """Stop where the loss or the gradient is so many times its running median."""
+    grace: float = GRACE
+    """Seconds from SIGTERM or Ctrl-C to the end of the process, whatever it is doing."""
+    replay: bool = False
+    """Only go through the step again at which the run diverged, and say what was not finite."""
+    compilation_cache: str = ""
+    """Folder of compiled programs; in JAXDET_CACHE or the user's caches if empty; or `off`."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last update, counted from this start, that are traced: to `profile/` in the run's
+    folder, and as a table of where their time goes."""
+    processes: OmitArgPrefixes[Processes] = Processes()
 
 
 # What may differ when a run is gone on with, beside what a script names.
-FREE = ("steps", "evaluate_every", "checkpoint_every", "log_every")
+FREE = (
+    *("steps", "evaluate_every", "checkpoint_every", "log_every", "evaluate_raw"),
+    *("patience", "minutes", "steps_now", "explosion", "grace", "replay", "compilation_cache"),
+    "profile_steps",
+    *(field.name for field in dataclasses.fields(Processes)),
+)
 
 
 def make_optimizer(
@@ -60,12 +118,26 @@ def make_optimizer(
     peak = schedules.scaled(options.learning_rate, options.batch_size)
     make = {"cosine": schedules.cosine_schedule, "step": schedules.step_schedule}[options.schedule]
     schedule = make(peak, steps=options.steps, warmup_steps=options.warmup_steps)
-    optimizer = {"sgd": schedules.sgd, "adamw": schedules.adamw}[options.optimizer]
+    optimizer = {
+        "sgd": optimizers.sgd,
+        "adamw": optimizers.adamw,
+        "lars": optimizers.lars,
+        "lamb": optimizers.lamb,
+    }[options.optimizer]
+    if options.layer_decay != 1 and not options.layers:
+        raise ValueError(f"layer_decay needs layers. Got {options.layer_decay} and no layers")
+    share = optimizers.rate_by_patterns(
+        [
+            *((pattern, 0.0) for pattern in options.freeze),
+            *options.rates,
+            *optimizers.layer_decay(options.layers, options.layer_decay),
+        ]
+    )
     return optimizer(
         schedule,
         weight_decay=options.weight_decay,
         clip_norm=options.clip_norm,
-        trainable=trainable,
+        rate=lambda path: share(path) if trainable is None or trainable(path) else 0.0,
     )
 
 
@@ -83,7 +155,7 @@ def fit(
     free: Sequence[str] = (),
     trainable: Callable[[str], bool] | None = None,
 ) -> None:
-    """Trains a run, or goes on with it, on all local devices.
+    """Trains a run, or goes on with it, on all devices of all processes.
 
     Args:
       variables: What to begin with; not read where there is a checkpoint.
@@ -92,7 +164,8 @@ def fit(
       batches: From the number of a batch, an iterator that begins with that batch.
       evaluate: Metrics of (variables, step); the variables are the averaged ones, where an average
         is kept, on all devices.
-      best_metric: Which of them picks the best checkpoint, the higher the better.
+      best_metric: Which of them picks the best checkpoint, the higher the better, unless the
+        options say otherwise.
       options: Of the run.
       out: The run's folder: config.json and checkpoints/ are written here.
       log: Of this folder.
@@ -104,8 +177,14 @@ def fit(
     Raises:
       ConfigError: Where the folder holds a run that was begun differently.
       Interrupted, TrainingDiverged: As `loop.run`.
+      SystemExit: After a replay.
     """
+    patterns = [*options.freeze, *(pattern for pattern, _ in options.rates)]
+    if options.layer_decay != 1:
+        patterns += options.layers
+    optimizers.check_patterns(patterns, variables["params"])
     tx = make_optimizer(options, trainable=trainable)
+    variables = processes.on_first(lambda: jax.device_get(variables))
     first = parallel.replicate(
         state.init_state(jax.random.key(options.seed), variables, tx, ema=options.ema_decay > 0)
     )
@@ -115,9 +194,13 @@ def fit(
             loss_fn=loss_fn,
             tx=tx,
             ema_decay=options.ema_decay,
+            n_parts=options.n_parts,
             axis_name=parallel.AXIS,
         )
     )
+    if options.profile_steps:
+        begin, end = options.profile_steps
+        train_step = profile.traced(train_step, first=begin, last=end, folder=out / "profile")
     saved = checkpoints.Checkpoints(out / "checkpoints", metadata=metadata)
     if saved.last_step() is not None:
         begun, now = (
@@ -126,21 +209,55 @@ def fit(
         )
         recipes.check_same_run(begun, now, free=(*FREE, *free), where=out)
         print(f"{out}: going on from step {saved.last_step()} of {options.steps}.", flush=True)
+    if options.replay:
+        gradients = functools.partial(
+            steps.gradients, loss_fn=loss_fn, n_parts=options.n_parts, axis_name=parallel.AXIS
+        )
+        differentiate = parallel.parallel_eval_step(lambda _, now, batch: gradients(now, batch))
+        lines = replay.replay(
+            first,
+            replay.diverged_step(out),
+            step=train_step,
+            gradients=lambda now, batch: differentiate(now.step, now, batch),
+            batches=batches,
+            checkpoints=saved,
+        )
+        print("\n".join(lines), flush=True)
+        raise SystemExit(0)
     text = json.dumps(metadata["config"], indent=2) + "\n"
     logging.write_atomically(out / "config.json", text)
-    loop.run(
+
+    def measure(now: state.TrainState) -> dict[str, float]:
+        found = {}
+        if options.evaluate_raw and now.ema:
+            raw = evaluate(state.variables(now), int(now.step))
+            found = {f"raw/{name}": value for name, value in raw.items()}
+        # Last, so that pictures of it stay.
+        return found | dict(evaluate(state.ema_variables(now), int(now.step)))
+
+    end = loop.run(
         first,
         step=train_step,
         batches=batches,
         steps=options.steps,
         checkpoints=saved,
         log=log,
-        evaluate=lambda now: evaluate(state.ema_variables(now), int(now.step)),
-        best_metric=best_metric,
-        evaluate_every=options.evaluate_every,
+        evaluation=loop.Evaluation(
+            measure,
+            every=options.evaluate_every,
+            best_metric=options.best_metric or best_metric,
+            lower_is_better=options.best_metric is not None and options.lower_is_better,
+            patience=options.patience,
+        ),
+        limits=loop.Limits(
+            options.minutes, options.steps_now, options.explosion, grace=options.grace
+        ),
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,
     )
+    if (done := int(end.step)) < options.steps:
+        why = "by --patience, --minutes or --steps-now; it can be gone on with."
+        print(f"{out}: ended at step {done} of {options.steps} {why}", flush=True)
     saved.close()
     log.close()
 

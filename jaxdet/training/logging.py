@@ -61,13 +61,20 @@ class MetricsLog:
         rows = read_rows(self.directory)
         return max((row.get("seconds", 0.0) for row in rows), default=0.0)
 
-    def truncate(self, step: int) -> None:
+    def truncate(self, step: int, *, evaluated: bool = True) -> None:
         """Forgets rows beyond a step, and a last row that was cut while being written.
 
         Args:
           step: Of the checkpoint the run goes on from.
+          evaluated: Whether its evaluation is done; if not, its row is forgotten, too.
         """
-        kept = [row for row in read_rows(self.directory) if row["step"] <= step]
+
+        def stays(row: dict[str, Any]) -> bool:
+            if row["step"] == step and not evaluated:
+                return not any(name.startswith("eval/") for name in row)
+            return row["step"] <= step
+
+        kept = [row for row in read_rows(self.directory) if stays(row)]
         self._rows.close()
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_atomically(self.directory / ROWS, text)

@@ -1,45 +1,43 @@
-"""The training loop: resume, progress, evaluation, checkpoints, and every way to stop.
-
-The numbers of step i are read after step i + 1 is on its way, so that looking at the loss never
-leaves the devices idle; only evaluations and checkpoints wait.
-"""
+"""The training loop: resume, evaluation, checkpoints, and every way to stop."""
 
 import contextlib
-import math
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
 from jaxdet.structures import Batch
+from jaxdet.training import processes
 from jaxdet.training.checkpoints import Checkpoints
+from jaxdet.training.journal import Journal, TrainingDiverged, is_due
 from jaxdet.training.logging import MetricsLog
+from jaxdet.training.signals import GRACE, Interrupted, Stops, stop_signals
 from jaxdet.training.state import TrainState
 
-EvaluateFn = Callable[[TrainState], Mapping[str, float]]
+__all__ = ["Evaluation", "Interrupted", "Limits", "TrainingDiverged", "run"]
 
 
-class TrainingDiverged(RuntimeError):
-    """The loss, its gradient or the state is no number any more."""
+OUT_OF_TIME = 1  # What a process says that is; signals have larger numbers.
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and saved before it did.
+class Evaluation(NamedTuple):
+    """What is measured now and then, and what follows from it."""
 
-    Attributes:
-      step: Updates made so far.
-      exit_code: What a shell expects of a process that ended on this signal.
-    """
+    measure: Callable[[TrainState], Mapping[str, float]]  # Metrics of a state.
+    every: int = 1000  # Updates; there is one after the last update, too.
+    best_metric: str | None = None  # Picks the best checkpoint.
+    lower_is_better: bool = False
+    patience: int | None = None  # Evaluations without a better one, after which the run ends.
 
-    def __init__(self, step: int, signum: int):
-        super().__init__(f"Stopped by {signal.Signals(signum).name} after step {step}.")
-        self.step = step
-        self.exit_code = 128 + signum
+
+class Limits(NamedTuple):
+    """Where a run ends before its last update."""
+
+    minutes: float | None = None  # Of this start.
+    steps: int | None = None  # Updates of this start.
+    explosion: float | None = None  # A loss or gradient so many times its running median.
+    grace: float = GRACE  # Seconds from a signal to the end of the process, whatever it does.
 
 
 def run(
@@ -50,16 +48,16 @@ def run(
     steps: int,
     checkpoints: Checkpoints | None = None,
     log: MetricsLog | None = None,
-    evaluate: EvaluateFn | None = None,
-    best_metric: str | None = None,
-    evaluate_every: int = 1000,
+    evaluation: Evaluation | None = None,
+    limits: Limits = Limits(),
     checkpoint_every: int = 1000,
     log_every: int = 50,
     progress: bool = True,
 ) -> TrainState:
     """Trains until `steps` updates are made, going on from the last checkpoint if there is one.
 
-    A run that is killed and started again ends in the same bits as one that is not.
+    A run that is killed and started again ends in the same bits as one that is not. Of several
+    processes, what the first one measures counts, and a signal to one stops all at the same step.
 
     Args:
       state: As `init_state` made it, placed where `step` wants it; `step` may use it up. With a
@@ -69,9 +67,9 @@ def run(
       steps: Updates of the whole run, over all its starts.
       checkpoints: Where to save; None to save nothing.
       log: Where to write; None to write nothing.
-      evaluate: Metrics of a state; logged as "eval/<name>".
-      best_metric: Which of them picks the best checkpoint, the higher the better.
-      evaluate_every: Updates between evaluations; there is one after the last update, too.
+      evaluation: What to measure; logged as "eval/<name>".
+      limits: Where to end earlier. At a limit of time or steps, and when patience is at its end,
+        the state is evaluated and saved as after the last update.
       checkpoint_every: Updates between checkpoints; there is one after the last update, too.
       log_every: Updates between rows of the log; there is one after the last update, too.
       progress: Whether to draw a progress bar.
@@ -80,248 +78,152 @@ def run(
       The state after the last update, placed as it was.
 
     Raises:
-      TrainingDiverged: At the first loss or gradient that is not finite.
+      TrainingDiverged: At the first loss or gradient that is not finite, or beyond the limit.
       Interrupted: After SIGTERM or SIGINT, with the step finished and saved. A second signal
         does what it does without this function.
     """
-    _check_intervals(evaluate_every, checkpoint_every, log_every)
-    if best_metric is not None and evaluate is None:
-        raise ValueError(f"best_metric needs evaluate. Got {best_metric!r}")
-    journal = _Journal(log, checkpoints, steps=steps, every=log_every, progress=progress)
-    judge = _Judge(evaluate, best_metric, log, checkpoints)
-    state, evaluated = _resume(state, checkpoints, log)
+    _check(evaluation, limits, checkpoint_every=checkpoint_every, log_every=log_every)
+    journal = Journal(
+        log,
+        checkpoints,
+        steps=steps,
+        every=log_every,
+        progress=progress,
+        explosion=limits.explosion,
+    )
+    state, notes = _resume(state, checkpoints, log)
     start = int(state.step)
     if start > steps:
         raise ValueError(f"steps must not be below the checkpoint's {start}. Got {steps}")
+    end = steps if limits.steps is None else min(steps, start + limits.steps)
 
-    with _stop_signals() as stops, journal.begin(start):
-        if not evaluated:
+    with stop_signals(grace=limits.grace) as stops, journal.begin(start):
+        keeper = _Keeper(checkpoints, journal, stops)
+        judge = _Judge(evaluation, log, keeper, misses=notes.get("misses", 0))
+        if not notes.get("evaluated", True):
             with journal.aside():
-                state = judge(state, start)
-                _save(state, checkpoints, evaluated=True)
-        data = batches(start)
-        for done in range(start + 1, steps + 1):
+                state = judge(state)
+        data, votes = batches(start), processes.Votes()
+        for done in range(start + 1, end + 1):
+            if judge.lost_patience:
+                break
             batch = journal.wait_for(data)
             state, metrics = step(state, batch)
-            journal.add(done, metrics, n_images=batch.positions.shape[0])
-            stopping = bool(stops)  # Read once: a signal may come at any time.
-            judging = evaluate is not None and _due(done, evaluate_every, steps)
-            if judging or stopping or _due(done, checkpoint_every, steps):
+            journal.add(done, metrics, batch)
+            late = journal.seconds() > 60 * (limits.minutes or float("inf"))
+            # Read once: a signal may come at any time.
+            vote = votes(stops.received[0] if stops.received else OUT_OF_TIME * late)
+            stopping = vote > OUT_OF_TIME
+            ending = done == end or vote == OUT_OF_TIME
+            judging = evaluation is not None and (ending or is_due(done, evaluation.every, steps))
+            if judging or stopping or ending or is_due(done, checkpoint_every, steps):
                 journal.catch_up()
                 with journal.aside():
-                    if judging and not stopping:
-                        state = judge(state, done)
-                    if stopping or _due(done, checkpoint_every, steps):
-                        # Who stops a process does not wait for an evaluation.
-                        _save(state, checkpoints, evaluated=not (judging and stopping))
-            if stopping:
-                raise Interrupted(done, stops[0])
-        journal.catch_up()
+                    # Who stops a process does not wait for an evaluation.
+                    keeper.save(state, evaluated=not judging, misses=judge.misses)
+                    if stopping:
+                        raise Interrupted(done, vote)
+                    if judging:
+                        state = judge(state)
+            if ending:
+                break
     return state
 
 
-class _Journal:
-    """Reads the numbers of each step one step late: checks, logs and shows them."""
+class _Keeper:
+    """Saves, and is not disturbed while it does."""
 
-    def __init__(
-        self,
-        log: MetricsLog | None,
-        checkpoints: Checkpoints | None,
-        *,
-        steps: int,
-        every: int,
-        progress: bool,
-    ):
-        self._log, self._checkpoints = log, checkpoints
-        self._steps, self._every, self._progress = steps, every, progress
-        self._pending: tuple[int, Mapping[str, Any], int] | None = None
-        self._begun = self._window = time.perf_counter()
-        self._before = 0.0  # Seconds of earlier starts.
-        self._waited = self._idle = 0.0
-        self._n_steps = self._n_images = 0
-        self._first: dict[str, float] = {}  # How long the start took, until it is logged.
-        self._is_first = True
+    def __init__(self, checkpoints: Checkpoints | None, journal: Journal, stops: Stops):
+        self._checkpoints, self._journal, self._stops = checkpoints, journal, stops
 
-    @contextlib.contextmanager
-    def begin(self, start: int) -> Iterator[None]:
-        """Shows the progress bar while the run lasts."""
-        self._before = 0.0 if self._log is None else self._log.seconds()
-        self._bar = tqdm.tqdm(
-            total=self._steps, initial=start, disable=not self._progress, unit="step"
-        )
-        with self._bar:
-            yield
+    def save(self, state: TrainState, *, evaluated: bool = True, misses: int) -> None:
+        if self._checkpoints is not None:
+            self._journal.check_finite(state)
+            with self._stops.saving():
+                self._checkpoints.save_last(state, notes={"evaluated": evaluated, "misses": misses})
 
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Time spent here is no time of training."""
-        begun = time.perf_counter()
-        yield
-        self._idle += time.perf_counter() - begun
+    def save_best(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        if self._checkpoints is not None:
+            self._journal.check_finite(state)
+            with self._stops.saving():
+                self._checkpoints.save_best(state, notes={"metrics": metrics})
 
-    def wait_for(self, data: Iterator[Batch]) -> Batch:
-        """The next batch; counts how long it took."""
-        begun = time.perf_counter()
-        try:
-            batch = next(data)
-        except StopIteration:
-            raise ValueError("batches must not end before the run does.") from None
-        self._waited += time.perf_counter() - begun
-        return batch
-
-    def add(self, step: int, metrics: Mapping[str, Any], *, n_images: int) -> None:
-        """Takes a step that was just started, reads the one before it."""
-        before, self._pending = self._pending, (step, metrics, n_images)
-        if before is not None:
-            self._read(*before)
-
-    def catch_up(self) -> None:
-        """Waits for the step that was started last."""
-        before, self._pending = self._pending, None
-        if before is not None:
-            self._read(*before)
-
-    def _read(self, step: int, metrics: Mapping[str, Any], n_images: int) -> None:
-        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        watched = {k: v for k, v in values.items() if k.startswith("loss") or k == "grad_norm"}
-        if not all(map(math.isfinite, watched.values())):
-            raise TrainingDiverged(_diverged(step, watched, self._checkpoints))
-        self._n_steps += 1
-        self._n_images += n_images
-        self._bar.update()
-        now = time.perf_counter()
-        seconds = max(now - self._window - self._idle, 1e-9)
-        losses = " ".join(f"{k} {v:.3g}" for k, v in watched.items())
-        speed, wait = self._n_images / seconds, self._waited / seconds
-        shown = f"{losses} {speed:.3g} images/s, data wait {wait:.0%}"
-        self._bar.set_postfix_str(shown, refresh=False)
-        if self._is_first:  # Compiling belongs to the start, not to the speed.
-            self._first = {"seconds_to_first_step": now - self._begun}
-        if _due(step, self._every, self._steps):
-            self._write(step, values, now)
-        if self._is_first or _due(step, self._every, self._steps):
-            self._window, self._waited, self._idle = now, 0.0, 0.0
-            self._n_steps = self._n_images = 0
-        self._is_first = False
-
-    def _write(self, step: int, values: dict[str, float], now: float) -> None:
-        seconds = max(now - self._window - self._idle, 1e-9)
-        timings = {
-            "seconds": self._before + now - self._begun,
-            "seconds_per_step": seconds / self._n_steps,
-            "images_per_second": self._n_images / seconds,
-            "data_wait": self._waited / seconds,  # A share, 0 to 1.
-        }
-        if self._log is not None:
-            self._log.write(step, values | timings | self._first)
-        self._first = {}
+    def may_stop(self, state: TrainState) -> contextlib.AbstractContextManager[None]:
+        if jax.process_count() > 1:  # The others would wait for this one.
+            return contextlib.nullcontext()
+        return self._stops.at_once(int(state.step))
 
 
 class _Judge:
-    """Evaluates, logs, keeps the best."""
+    """Evaluates, logs, keeps the best, and loses patience."""
 
     def __init__(
         self,
-        evaluate: EvaluateFn | None,
-        best_metric: str | None,
+        evaluation: Evaluation | None,
         log: MetricsLog | None,
-        checkpoints: Checkpoints | None,
+        keeper: _Keeper,
+        *,
+        misses: int,
     ):
-        self._evaluate, self._best_metric = evaluate, best_metric
-        self._log, self._checkpoints = log, checkpoints
+        self._evaluation, self._log, self._keeper = evaluation, log, keeper
+        self.misses = misses  # Evaluations since the best.
 
-    def __call__(self, state: TrainState, step: int) -> TrainState:
-        if self._evaluate is None:
+    @property
+    def lost_patience(self) -> bool:
+        patience = None if self._evaluation is None else self._evaluation.patience
+        return patience is not None and self.misses >= patience
+
+    def __call__(self, state: TrainState) -> TrainState:
+        """The state, which is saved already, with its place among the best."""
+        if self._evaluation is None:
             return state
-        metrics = {name: float(value) for name, value in self._evaluate(state).items()}
+        with self._keeper.may_stop(state):
+            measured = self._evaluation.measure(state)
+            metrics = {name: float(value) for name, value in measured.items()}
+            metrics = processes.on_first(lambda: metrics)  # Others may round otherwise.
         if self._log is not None:
-            self._log.write(step, {f"eval/{name}": value for name, value in metrics.items()})
-        if self._best_metric is None:
+            named = {f"eval/{name}": value for name, value in metrics.items()}
+            self._log.write(int(state.step), named)
+        state = self._keep_best(state, metrics)
+        self._keeper.save(state, misses=self.misses)
+        return state
+
+    def _keep_best(self, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        name = self._evaluation and self._evaluation.best_metric
+        if not self._evaluation or name is None:
             return state
-        if self._best_metric not in metrics:
-            raise ValueError(
-                f"best_metric must be one of {sorted(metrics)}. Got {self._best_metric!r}"
-            )
-        value = metrics[self._best_metric]
-        if not value > float(state.best):
+        if name not in metrics:
+            raise ValueError(f"best_metric must be one of {sorted(metrics)}. Got {name!r}")
+        score = np.float32(-metrics[name] if self._evaluation.lower_is_better else metrics[name])
+        if not score > float(state.best):
+            self.misses += 1
             return state
-        best = jax.device_put(np.float32(value), state.best.sharding)
-        state = state._replace(best=best)
-        if self._checkpoints is not None:
-            _check_finite(state, self._checkpoints)
-            self._checkpoints.save_best(state, notes={"metrics": metrics})
+        self.misses = 0
+        state = state._replace(best=jax.device_put(score, state.best.sharding))
+        self._keeper.save_best(state, metrics)
         return state
 
 
 def _resume(
     state: TrainState, checkpoints: Checkpoints | None, log: MetricsLog | None
-) -> tuple[TrainState, bool]:
-    """The state to go on from, and whether its evaluation is done; forgets what came later."""
-    evaluated = True
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """The state to go on from, and the notes of its checkpoint; forgets what came later."""
+    notes: Mapping[str, Any] = {}
     if checkpoints is not None and checkpoints.last_step() is not None:
         places = jax.tree.map(lambda x: x.sharding, state)
         state = jax.device_put(checkpoints.restore(state), places, may_alias=False)
-        evaluated = checkpoints.last_metadata().get("evaluated", True)
+        notes = checkpoints.last_metadata()
+    done, evaluated = int(state.step), notes.get("evaluated", True)
     if checkpoints is not None:
-        checkpoints.discard_best_after(int(state.step))
+        checkpoints.discard_best_after(done if evaluated else done - 1)
     if log is not None:
-        log.truncate(int(state.step))
-    return state, evaluated
+        log.truncate(done, evaluated=evaluated)
+    return state, notes
 
 
-def _save(state: TrainState, checkpoints: Checkpoints | None, *, evaluated: bool) -> None:
-    if checkpoints is not None:
-        _check_finite(state, checkpoints)
-        checkpoints.save_last(state, notes={"evaluated": evaluated})
-
-
-def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
-    """A finite gradient can still take a parameter out of range: such a state is not saved."""
-    arrays = jax.tree.leaves(jax.device_get((state.params, state.batch_stats, state.ema)))
-    if not all(np.isfinite(x.astype(np.float32)).all() for x in arrays):
-        raise TrainingDiverged(_diverged(int(state.step), {"parameters": math.nan}, checkpoints))
-
-
-def _diverged(step: int, losses: Mapping[str, float], checkpoints: Checkpoints | None) -> str:
-    where = "there is none"
-    if checkpoints is not None and checkpoints.last_step() is not None:
-        where = str(checkpoints.directory / "last" / str(checkpoints.last_step()))
-    shown = ", ".join(f"{name} = {value}" for name, value in losses.items())
-    return f"Not finite after step {step}: {shown}. Last good checkpoint: {where}."
-
-
-def _due(step: int, every: int, steps: int) -> bool:
-    return step % every == 0 or step == steps
-
-
-def _check_intervals(*intervals: int) -> None:
-    if min(intervals) < 1:
-        raise ValueError(
-            "evaluate_every, checkpoint_every and log_every must be above 0. "
-            f"Got {', '.join(map(str, intervals))}"
-        )
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT; after the first, the next one has its usual effect."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python lets only the main thread listen.
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def receive(signum: int, _: Any) -> None:
-        received.append(signum)
-        restore()
-
-    for number in before:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        restore()
+def _check(evaluation: Evaluation | None, limits: Limits, **intervals: int) -> None:
+    of_evaluation = {} if evaluation is None else evaluation._asdict()
+    given = intervals | limits._asdict() | {k: of_evaluation.get(k) for k in ("every", "patience")}
+    for name, value in given.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0. Got {value}")

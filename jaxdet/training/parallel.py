@@ -2,6 +2,9 @@
 
 state    [...]        replicated, no leading axis, so that whatever reads it sees one state
 batch    [b, ...]     image i goes to device i // (b / devices)
+
+With several processes, both are this process's: a copy of the state on each of its devices, and its
+share of the global batch. Sums go over the devices of all.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdet.structures import Batch
@@ -23,20 +27,22 @@ StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 def parallel_train_step(
     step_fn: StepFn, *, axis_name: str = AXIS, devices: Devices | None = None
 ) -> StepFn:
-    """Compiles a step with `jax.pmap`, over all local devices unless told otherwise.
+    """Compiles a step with `jax.pmap`, over all devices of all processes unless told otherwise.
 
     One device takes the same path, so that what is tested on one runs on eight.
 
     Args:
       step_fn: `train_step` with its options bound, this `axis_name` among them.
       axis_name: What `step_fn` sums over.
-      devices: Where to run.
+      devices: Where to run, as many of each process.
 
     Returns:
       A function of a state from `replicate`, which it uses up, and a batch whose size the number
-      of devices divides. Returned metrics are the same on all devices and read like scalars.
+      of this process's devices divides. Returned metrics are the same on all devices and read like
+      scalars.
     """
     devices = _devices(devices)
+    n_local = len(_local(devices))
     mapped = jax.pmap(
         step_fn,
         axis_name=axis_name,
@@ -45,7 +51,7 @@ def parallel_train_step(
         donate_argnums=0,
         devices=devices,
     )
-    return lambda state, batch: mapped(state, split(batch, n_devices=len(devices)))
+    return lambda state, batch: mapped(state, split(batch, n_devices=n_local))
 
 
 def sharded_train_step(
@@ -62,19 +68,21 @@ def sharded_train_step(
       As `parallel_train_step`.
     """
     devices = _devices(devices)
+    n_local = len(_local(devices))
+    mesh, specs = _mesh(devices, axis_name), (PartitionSpec(), PartitionSpec(axis_name))
     # check_vma=True would hand the step gradients that are summed already.
     mapped = jax.shard_map(
-        step_fn,
-        mesh=_mesh(devices, axis_name),
-        in_specs=(PartitionSpec(), PartitionSpec(axis_name)),
-        out_specs=PartitionSpec(),
-        check_vma=False,
+        step_fn, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
     )
     compiled = jax.jit(mapped, donate_argnums=0)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        _check_divides(batch, len(devices))
-        return compiled(state, batch)
+        _check_divides(batch, n_local)
+        if n_local == len(devices):
+            return compiled(state, batch)
+        ours = multihost_utils.host_local_array_to_global_array((state, batch), mesh, specs)
+        out = compiled(*ours)
+        return multihost_utils.global_array_to_host_local_array(out, mesh, PartitionSpec())
 
     return step
 
@@ -96,6 +104,7 @@ def parallel_eval_step(
       A function of a key, replicated variables and a batch that gives sums over all devices.
     """
     devices = _devices(devices)
+    n_local = len(_local(devices))
     mapped = jax.pmap(
         step_fn,
         axis_name=axis_name,
@@ -103,9 +112,7 @@ def parallel_eval_step(
         out_axes=None,  # pyright: ignore[reportArgumentType]
         devices=devices,
     )
-    return lambda key, variables, batch: mapped(
-        key, variables, split(batch, n_devices=len(devices))
-    )
+    return lambda key, variables, batch: mapped(key, variables, split(batch, n_devices=n_local))
 
 
 def parallel_map(
@@ -116,15 +123,17 @@ def parallel_map(
 ) -> Callable[..., PyTree]:
     """Compiles a function of each image, such as `detect`, with `jax.pmap`.
 
+    Images have nothing to do with each other, so neither have processes: each maps its own.
+
     Args:
       fn: `fn(variables, images)`; what it returns has the images on the leading axis.
       axis_name: The name of the mapped axis, for models whose norms sum over it.
-      devices: Where to run.
+      devices: Where to run; those of other processes are left out.
 
     Returns:
       `fn` for all images at once: the results are in the order of the images.
     """
-    devices = _devices(devices)
+    devices = _local(_devices(devices))
     mapped = jax.pmap(fn, axis_name=axis_name, in_axes=(None, 0), devices=devices)
 
     def run(variables: PyTree, images: PyTree) -> PyTree:
@@ -135,7 +144,7 @@ def parallel_map(
 
 
 def replicate(tree: PyTree, *, axis_name: str = AXIS, devices: Devices | None = None) -> PyTree:
-    """Puts a copy of every array on every device, without a leading axis.
+    """Puts a copy of every array on every device of this process, without a leading axis.
 
     Args:
       tree: Arrays of the host or of one device.
@@ -145,7 +154,7 @@ def replicate(tree: PyTree, *, axis_name: str = AXIS, devices: Devices | None = 
     Returns:
       The same values and shapes, placed.
     """
-    placed = NamedSharding(_mesh(_devices(devices), axis_name), PartitionSpec())
+    placed = NamedSharding(_mesh(_local(_devices(devices)), axis_name), PartitionSpec())
     return jax.device_put(tree, placed, may_alias=False)
 
 
@@ -187,12 +196,11 @@ def _check_divides(tree: PyTree, n_devices: int) -> None:
 
 
 def _devices(devices: Devices | None) -> list[Any]:
-    if jax.process_count() > 1:
-        raise ValueError(
-            "Steps run on the devices of one process so far; a sum would leave out those of "
-            f"the others. Got {jax.process_count()} processes"
-        )
-    return list(jax.local_devices() if devices is None else devices)
+    return list(jax.devices() if devices is None else devices)
+
+
+def _local(devices: list[Any]) -> list[Any]:
+    return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def _mesh(devices: list[Any], axis_name: str) -> Mesh:

@@ -1,15 +1,16 @@
 """Named configurations of an experiment, and the command line that chooses and changes them."""
 
+import contextlib
 import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
-from jaxdet.training import loop
+from jaxdet.training import compilation, loop, processes
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -87,11 +88,12 @@ def run_experiment(
     default: str,
     description: str,
 ) -> Result:
-    """Runs a script that trains, as the command line says.
+    """Runs a script that trains, as the command line says, together with other processes if asked.
 
     Args:
       main: What the script does.
-      configs: As in `from_command_line`.
+      configs: As in `from_command_line`; each has `training`, a `fit.Options`, and `out`, which is
+        another folder in processes other than the first.
       default: As in `from_command_line`.
       description: As in `from_command_line`.
 
@@ -102,8 +104,17 @@ def run_experiment(
       SystemExit: With code 1 after an error of the user's or a run that diverged, shown as their
         message alone; with the signal's code after SIGTERM or SIGINT.
     """
+    with _explained():
+        config: Any = from_command_line(configs, default=default, description=description)
+        compilation.keep(config.training.compilation_cache)
+        with processes.together(config.training.processes, out=config.out) as out, _explained():
+            return main(dataclasses.replace(config, out=out))
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
     try:
-        return main(from_command_line(configs, default=default, description=description))
+        yield
     except loop.Interrupted as stop:
         print(f"\n{stop} The same command goes on from there.", file=sys.stderr)
         raise SystemExit(stop.exit_code) from None

@@ -1,12 +1,8 @@
-"""Learning rates and optimizers of the detection papers, as optax transformations."""
+"""Learning rates of the detection papers, as optax schedules."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
 import optax
-
-PyTree = Any
 
 
 def scaled(base: float, batch_size: int, *, reference: int = 16) -> float:
@@ -92,90 +88,6 @@ def cosine_schedule(
         decay_steps=steps,
         end_value=final_fraction * peak,
     )
-
-
-def sgd(
-    schedule: optax.ScalarOrSchedule,
-    *,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
-    clip_norm: float | None = None,
-    trainable: Callable[[str], bool] | None = None,
-) -> optax.GradientTransformation:
-    """Momentum descent in torch's form: the decay joins the gradient before the momentum.
-
-        gradient + weight_decay * parameter -> momentum -> times -learning rate
-
-    Args:
-      schedule: Learning rate, or a function of the step.
-      momentum: 0 to 1.
-      weight_decay: Not applied to parameters of one axis: biases, scales of norms.
-      clip_norm: Longest gradient over all parameters, before the decay; None for no clipping.
-      trainable: Says by a parameter's path, such as "backbone/conv1/kernel", whether it is
-        updated; the others are neither moved nor decayed, and take no memory. None for all.
-
-    Returns:
-      The optimizer.
-    """
-    chain = optax.chain(
-        _clipping(clip_norm),
-        optax.add_decayed_weights(weight_decay, mask=_is_decayed),
-        optax.sgd(schedule, momentum=momentum or None),
-    )
-    return _restricted(chain, trainable)
-
-
-def adamw(
-    schedule: optax.ScalarOrSchedule,
-    *,
-    weight_decay: float = 1e-4,
-    clip_norm: float | None = None,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    trainable: Callable[[str], bool] | None = None,
-) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay.
-
-    Args:
-      schedule: Learning rate, or a function of the step.
-      weight_decay: Not applied to parameters of one axis: biases, scales of norms.
-      clip_norm: Longest gradient over all parameters; None for no clipping.
-      b1: Memory of the mean, 0 to 1.
-      b2: Memory of the square, 0 to 1.
-      trainable: As in `sgd`.
-
-    Returns:
-      The optimizer.
-
-    Source:
-      Loshchilov and Hutter 2019, arXiv:1711.05101v3, algorithm 2.
-    """
-    adam = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_decayed)
-    return _restricted(optax.chain(_clipping(clip_norm), adam), trainable)
-
-
-def _clipping(clip_norm: float | None) -> optax.GradientTransformation:
-    return optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-
-
-def _is_decayed(params: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x.ndim > 1, params)
-
-
-def _restricted(
-    tx: optax.GradientTransformation, trainable: Callable[[str], bool] | None
-) -> optax.GradientTransformation:
-    if trainable is None:
-        return tx
-
-    def labels(params: PyTree) -> PyTree:
-        def label(path: tuple[Any, ...], _: Any) -> str:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return "moved" if trainable(name) else "fixed"
-
-        return jax.tree_util.tree_map_with_path(label, params)
-
-    return optax.partition({"moved": tx, "fixed": optax.set_to_zero()}, labels)
 
 
 def _check_steps(steps: int, warmup_steps: int) -> None:

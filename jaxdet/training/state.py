@@ -114,6 +114,24 @@ def ema_variables(state: TrainState) -> dict[str, PyTree]:
     return variables(state) | state.ema
 
 
+def path_name(path: tuple[Any, ...]) -> str:
+    """Returns a leaf's keys as "backbone/conv1/kernel".
+
+    Args:
+      path: From `jax.tree_util.tree_map_with_path` and its kin.
+    """
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves by the names of their paths.
+
+    Args:
+      tree: Of any classes; a reader of the names need not have them.
+    """
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.array, tree)
 

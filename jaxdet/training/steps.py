@@ -40,6 +40,7 @@ def train_step(
     tx: optax.GradientTransformation,
     loss_weights: Mapping[str, float] | None = None,
     ema_decay: float = 0.0,
+    n_parts: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One update.
@@ -54,6 +55,7 @@ def train_step(
       tx: The optimizer.
       loss_weights: What each term is multiplied with, by name; 1 where not named.
       ema_decay: Of the moving average, 0 to 1; above 0 exactly when the state keeps one.
+      n_parts: See `gradients`.
       axis_name: The mapped axis over sibling devices, if there are any.
 
     Returns:
@@ -65,21 +67,16 @@ def train_step(
             "ema_decay must be above 0 exactly when the state keeps an average. "
             f"Got ema_decay={ema_decay}, state.ema={sorted(state.ema)}"
         )
-    batch = _with_keys(_step_key(state), batch)
-
-    def local_loss(params: PyTree) -> tuple[Float[Array, ""], tuple[Sums, Aux]]:
-        terms, aux = loss_fn(variables(state) | {"params": params}, batch, train=True)
-        counts = jax.lax.stop_gradient({name: count for name, (_, count) in terms.items()})
-        counts = _sum_over(counts, axis_name)
-        shares = {name: _mean(total, counts[name]) for name, (total, _) in terms.items()}
-        return weighted_total(shares, loss_weights=loss_weights), (terms, aux)
-
-    grads, (terms, aux) = jax.grad(local_loss, has_aux=True)(state.params)
-    grads, sums = _sum_over((grads, _named(terms, aux)), axis_name)
+    grads, sums, stats = gradients(
+        state,
+        batch,
+        loss_fn=loss_fn,
+        loss_weights=loss_weights,
+        n_parts=n_parts,
+        axis_name=axis_name,
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    # Synchronized norms already agree; this keeps devices from drifting apart by rounding.
-    stats = jax.lax.pmean(aux.batch_stats, axis_name) if axis_name else aux.batch_stats
     averaged = {"params": params, "batch_stats": stats}
     state = state._replace(
         step=state.step + 1,
@@ -89,10 +86,79 @@ def train_step(
         ema=_move_average(state, averaged, ema_decay) if state.ema else {},
     )
     metrics = means(sums)
-    term_means = {name: metrics[f"loss/{name}"] for name in terms}
-    metrics["loss"] = weighted_total(term_means, loss_weights=loss_weights)
+    terms = {k.removeprefix("loss/"): v for k, v in metrics.items() if k.startswith("loss/")}
+    metrics["loss"] = weighted_total(terms, loss_weights=loss_weights)
     metrics["grad_norm"] = optax.tree.norm(grads)
     return state, metrics
+
+
+def gradients(
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss_fn: LossFn,
+    loss_weights: Mapping[str, float] | None = None,
+    n_parts: int = 1,
+    axis_name: str | None = None,
+) -> tuple[PyTree, Sums, PyTree]:
+    """What an update is made from, without the update.
+
+    In parts, a batch takes the memory of one part. What is differentiated stays the total above,
+    counts of all parts in it: the parts are gone through once for their counts (the compiler drops
+    all that no count depends on) and once for the gradients. Batch norm sees one part at a time,
+    and its running statistics move once a part: with it, parts are smaller batches.
+
+    Args:
+      state: Before the update.
+      batch: This device's images; its `keys` are filled here.
+      loss_fn: `loss_fn(variables, batch, *, train) -> (terms, Aux)`.
+      loss_weights: What each term is multiplied with, by name; 1 where not named.
+      n_parts: In how many parts this device goes through its images, one after the other.
+      axis_name: The mapped axis over sibling devices, if there are any.
+
+    Returns:
+      The gradient, the (sum, count) of "loss/<term>" and of the metrics, all of them over all
+      devices, and the batch statistics afterwards.
+
+    Raises:
+      ValueError: Where `n_parts` does not divide the batch.
+    """
+    batch = _with_keys(_step_key(state), batch)
+
+    def terms_of(params: PyTree, stats: PyTree, part: Batch) -> tuple[Sums, Aux]:
+        changing = {"params": params, "batch_stats": stats}
+        return loss_fn(variables(state) | changing, part, train=True)
+
+    def objective(
+        params: PyTree, stats: PyTree, part: Batch, counts: Mapping[str, Any] | None
+    ) -> tuple[Float[Array, ""], tuple[Sums, Aux]]:
+        terms, aux = terms_of(params, stats, part)
+        totals = _sum_over(_counts(terms), axis_name) if counts is None else counts
+        shares = {name: _mean(total, totals[name]) for name, (total, _) in terms.items()}
+        return weighted_total(shares, loss_weights=loss_weights), (terms, aux)
+
+    differentiate = jax.grad(objective, has_aux=True)
+    if n_parts == 1:
+        grads, (terms, aux) = differentiate(state.params, state.batch_stats, batch, None)
+        sums, stats = _named(terms, aux), aux.batch_stats
+    else:
+        parts = _cut(batch, n_parts)
+        counted = jax.lax.map(
+            lambda part: _counts(terms_of(state.params, state.batch_stats, part)[0]), parts
+        )
+        counts = _sum_over(_add_up(counted), axis_name)
+
+        def add(carry: tuple[PyTree, PyTree], part: Batch) -> tuple[tuple[PyTree, PyTree], Sums]:
+            grads, stats = carry
+            more, (terms, aux) = differentiate(state.params, stats, part, counts)
+            return (optax.tree.add(grads, more), aux.batch_stats), _named(terms, aux)
+
+        start = (optax.tree.zeros_like(state.params), state.batch_stats)
+        (grads, stats), of_parts = jax.lax.scan(add, start, parts)
+        sums = _add_up(of_parts)
+    grads, sums = _sum_over((grads, sums), axis_name)
+    # Synchronized norms already agree; this keeps devices from drifting apart by rounding.
+    return grads, sums, jax.lax.pmean(stats, axis_name) if axis_name else stats
 
 
 def eval_step(
@@ -197,6 +263,22 @@ def weighted_total(
 
 def _mean(total: Num[Any, ""], count: Num[Any, ""]) -> Float[Array, ""]:
     return jnp.asarray(total, jnp.float32) / jnp.maximum(jnp.asarray(count, jnp.float32), 1.0)
+
+
+def _counts(terms: Sums) -> dict[str, Num[Any, ""]]:
+    return jax.lax.stop_gradient({name: count for name, (_, count) in terms.items()})
+
+
+def _cut(batch: Batch, n_parts: int) -> Batch:
+    """[b, ...] to [n_parts, b / n_parts, ...]."""
+    size = batch.positions.shape[0]
+    if n_parts < 1 or size % n_parts:
+        raise ValueError(f"n_parts must divide the {size} images of a device. Got {n_parts}")
+    return jax.tree.map(lambda x: x.reshape(n_parts, -1, *x.shape[1:]), batch)
+
+
+def _add_up(stacked: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.sum(axis=0), stacked)
 
 
 def _named(terms: Sums, aux: Aux) -> Sums:

@@ -37,7 +37,7 @@ def load(
     Args:
       weights: A run of `experiments/classifier.py` or one of its checkpoints; the name of a
         published classifier; or a file of torchvision's tensors: `.pth`, `.pt` or `.safetensors`.
-      network: Of such a file, which does not say it; its `n_frozen` and `dropout` hold for all.
+      network: Of such a file, which does not say it; its `dropout` holds for all.
       progress: Of a download; see `download.fetch`.
 
     Raises:
@@ -50,7 +50,8 @@ def load(
         found = description.from_metadata(metadata)
         if not isinstance(found.architecture, Network):
             raise ValueError(f"{path}: holds a {metadata['system']}, no classifier.")
-        return Pretrained(_with_options(found.architecture, network), variables, found.classes)
+        network = dataclasses.replace(found.architecture, dropout=network.dropout)
+        return Pretrained(network, variables, found.classes)
     if path.suffix not in files.SUFFIXES:
         name = str(weights).partition(":")[0]
         if name not in networks.PUBLISHED:
@@ -58,7 +59,7 @@ def load(
                 f"{weights}: is no folder, and no published classifier; there are "
                 f"{', '.join(networks.PUBLISHED)}."
             )
-        network = _with_options(networks.PUBLISHED[name], network)
+        network = dataclasses.replace(networks.PUBLISHED[name], dropout=network.dropout)
         path = download.fetch(published.url(str(weights)), progress=progress)
     state_dict, _ = files.read(path)
     last = ".".join((*network.last_layer, "bias"))
@@ -69,10 +70,6 @@ def load(
     except ValueError as fault:
         raise WeightsError(f"{path}: {fault}") from fault
     return Pretrained(network, {k: {"network": tree} for k, tree in inner.items()}, ())
-
-
-def _with_options(network: Network, options: Network) -> Network:
-    return dataclasses.replace(network, n_frozen=options.n_frozen, dropout=options.dropout)
 
 
 def _variable_shapes(network: Network, num_classes: int) -> Any:

@@ -10,19 +10,11 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from jaxdet import cache
 from jaxdet.weights.tensor_pickle import WeightsError
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0  # Seconds without a byte.
-
-
-def cache_folder() -> pathlib.Path:
-    """Returns `$JAXDET_CACHE`, or `jaxdet` in the user's folder of caches."""
-    chosen = os.environ.get("JAXDET_CACHE")
-    if chosen:
-        return pathlib.Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "jaxdet"
 
 
 def fetch(
@@ -39,7 +31,7 @@ def fetch(
     Args:
       url: Its last part, NAME-DIGITS.SUFFIX, ends in the first 8 or more hexadecimal digits of the
         file's SHA-256, as torch.hub's files do.
-      folder: Of the cache; `cache_folder` if None.
+      folder: Of the cache; `cache.folder()` if None.
       progress: Called with the bytes there are and the bytes there will be, None if unknown.
 
     Raises:
@@ -49,7 +41,7 @@ def fetch(
     digits = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     if digits is None:
         raise ValueError(f"url must end in -HASH.SUFFIX. Got {url}")
-    folder = cache_folder() if folder is None else folder
+    folder = cache.folder() if folder is None else folder
     path, part = folder / name, folder / f"{name}.part"
     if path.is_file():
         return path

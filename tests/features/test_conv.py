@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from jaxdet.features import conv
 from jaxdet.features.conv import Conv, ConvNorm, adaptive_avg_pool, flatten, max_pool
 from jaxdet.features.norm import BatchNorm
 
@@ -41,6 +42,29 @@ def test_conv_matches_oracle(rng, size, stride, height, width):
     want = naive_conv(np.array(x), np.array(kernel), np.array(bias), stride)
     assert got.shape == (2, -(-height // stride), -(-width // stride), 4)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("height", [5, 12, 13])
+@pytest.mark.parametrize("size, stride, padding", [(3, 1, 1), (3, 2, 1), (7, 2, 3), (3, 1, 0)])
+def test_strips_of_large_maps_are_one_convolution(rng, monkeypatch, size, stride, padding, height):
+    x = jnp.asarray(rng.normal(size=(2, height, 6, 3)), jnp.float32)
+    model = Conv(4, size, stride, padding=padding)
+    variables = model.init(jax.random.key(0), x)
+
+    def both(variables, x):
+        gradient = jax.grad(lambda *a: jnp.sum(jnp.sin(model.apply(*a))), argnums=(0, 1))
+        return model.apply(variables, x), gradient(variables, x)
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    for values, n_strips in ((10**9, 1), (100, 2), (1, 2)):
+        monkeypatch.setattr(conv, "STRIP_VALUES", values)
+        n_convolutions = str(jax.make_jaxpr(model.apply)(variables, x)).count("conv_general")
+        assert n_convolutions >= n_strips
+        if n_strips == 1:
+            assert n_convolutions == 1
+            want = both(variables, x)
+        else:
+            jax.tree.map(close, both(variables, x), want)
 
 
 def test_one_by_one_is_the_convolution_it_stands_for(rng):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toy_regression as toy
 
-from jaxdet.training import checkpoints, fit, logging, parallel, recipes, state, steps
+from jaxdet.training import checkpoints, fit, logging, loop, parallel, recipes, state, steps
 
 OPTIONS = fit.Options(
     batch_size=8, steps=4, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
@@ -23,11 +23,10 @@ def evaluate(variables, step):
 
 def run(out, options=OPTIONS, *, classes=("a",), config=None, **changes):
     metadata = {"classes": list(classes), "config": config or {"seed": options.seed, "steps": 0}}
-    arguments = {"best_metric": "size", "evaluate": evaluate} | changes
+    arguments = {"best_metric": "size", "evaluate": evaluate, "loss_fn": LOSS}
+    arguments |= {"batches": toy.batches} | changes
     fit.fit(
         toy.first_variables(),
-        loss_fn=LOSS,
-        batches=toy.batches,
         options=options,
         out=out,
         log=logging.MetricsLog(out),
@@ -37,10 +36,12 @@ def run(out, options=OPTIONS, *, classes=("a",), config=None, **changes):
     return checkpoints.load_variables(out / "checkpoints" / "last")
 
 
-def test_is_the_loop_over_the_step(tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"n_parts": 2, "optimizer": "lars"}], ids=str)
+def test_is_the_loop_over_the_step(tmp_path, changes):
     """Beside a loop written out."""
-    variables, metadata = run(tmp_path)
-    tx = fit.make_optimizer(OPTIONS)
+    options = dataclasses.replace(OPTIONS, **changes)
+    variables, metadata = run(tmp_path, options)
+    tx = fit.make_optimizer(options)
     now = state.init_state(jax.random.key(0), toy.first_variables(), tx, ema=True)
     step = jax.jit(
         functools.partial(
@@ -48,10 +49,13 @@ def test_is_the_loop_over_the_step(tmp_path):
             loss_fn=functools.partial(toy.loss, toy.Toy()),
             tx=tx,
             ema_decay=OPTIONS.ema_decay,
+            n_parts=options.n_parts,
         )
     )
-    for number in range(OPTIONS.steps):
-        now, _ = step(now, toy.batch(number))
+    # Batch norm sees the first halves of both devices, then the second ones.
+    order = [0, 1, 4, 5, 2, 3, 6, 7] if options.n_parts == 2 else list(range(8))
+    for number in range(options.steps):
+        now, _ = step(now, jax.tree.map(lambda x: x[order], toy.batch(number)))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, variables["params"], jax.device_get(state.ema_variables(now)["params"]))
     assert metadata["step"] == 4 and metadata["classes"] == ["a"]
@@ -108,6 +112,117 @@ def test_freezes_what_is_not_trainable(tmp_path):
         variables["params"]["Dense_0"]["kernel"], before["Dense_0"]["kernel"]
     )
     assert (variables["params"]["Dense_1"]["kernel"] != before["Dense_1"]["kernel"]).any()
+
+
+def moved(variables):
+    return {
+        name: bool((variables["params"][name]["kernel"] != kernel["kernel"]).any())
+        for name, kernel in toy.first_variables()["params"].items()
+        if "kernel" in kernel
+    }
+
+
+def test_patterns_freeze_and_slow_down(tmp_path):
+    frozen = dataclasses.replace(OPTIONS, freeze=("^Dense_0/",))
+    assert moved(run(tmp_path / "a", frozen)[0]) == {"Dense_0": False, "Dense_1": True}
+    params = {"low": {"w": np.ones(2, np.float32)}, "head": {"w": np.ones(2, np.float32)}}
+    options = dataclasses.replace(
+        OPTIONS, rates=(("head", 3.0),), layers=("^low/",), layer_decay=0.5, warmup_steps=0
+    )
+    tx = fit.make_optimizer(options)
+    updates, _ = tx.update(params, tx.init(params), params)
+    ratio = updates["head"]["w"] / updates["low"]["w"]
+    np.testing.assert_allclose(ratio, 6.0, rtol=1e-6)
+    for changes, message in (
+        ({"freeze": ("Dense_7",)}, "no parameter has 'Dense_7'"),
+        ({"rates": (("Dens_0", 1.0),)}, "no parameter has 'Dens_0'"),
+        ({"layer_decay": 0.5}, "layer_decay needs layers"),
+        ({"layer_decay": 0.5, "layers": ("conv1",)}, "no parameter has 'conv1'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "b", dataclasses.replace(OPTIONS, **changes))
+
+
+def test_evaluates_with_and_without_the_average(tmp_path):
+    calls = []
+
+    def measured(variables, step):
+        calls.append(jax.device_get(variables["params"]["Dense_1"]["kernel"]))
+        return evaluate(variables, step)
+
+    variables, _ = run(tmp_path, dataclasses.replace(OPTIONS, evaluate_raw=True), evaluate=measured)
+    last = logging.read_rows(tmp_path)[-1]
+    np.testing.assert_array_equal(calls[-1], variables["params"]["Dense_1"]["kernel"])
+    for name, kernel in zip(("eval/raw/size", "eval/size"), calls[-2:], strict=True):
+        assert last[name] == pytest.approx(np.abs(kernel).sum())
+    assert last["eval/raw/size"] != last["eval/size"] and len(calls) == 4
+
+
+def test_the_best_is_what_the_options_say(tmp_path):
+    run(tmp_path / "a", dataclasses.replace(OPTIONS, best_metric="at"))
+    assert checkpoints.read_metadata(tmp_path / "a")["step"] == 4
+    options = dataclasses.replace(OPTIONS, best_metric="at", lower_is_better=True, patience=1)
+    run(tmp_path / "b", dataclasses.replace(options, steps=9))
+    assert checkpoints.read_metadata(tmp_path / "b")["step"] == 2
+    assert checkpoints.read_metadata(tmp_path / "b" / "checkpoints" / "last")["step"] == 4
+
+
+def test_a_budget_says_so(tmp_path, capsys):
+    options = dataclasses.replace(OPTIONS, steps_now=3)
+    _, metadata = run(tmp_path, options)
+    assert metadata["step"] == 3 and "ended at step 3 of 4" in capsys.readouterr().out
+    _, metadata = run(tmp_path, options)
+    assert metadata["step"] == 4 and "ended" not in capsys.readouterr().out
+
+
+def planted(kind):
+    """Batches and a loss that go wrong at step 4, in the second of two checkpoints' steps."""
+
+    def loss(variables, batch, *, train):
+        terms, aux = LOSS(variables, batch, train=train)
+        total, count = terms["few"]
+        bad = (batch.records // 8 == 3).any()
+        slope = jax.numpy.where(bad, 0.0, 1.0) * variables["params"]["Dense_1"]["kernel"][0, 0]
+        extra = {
+            "picture": batch.instances.boxes.sum(),
+            "loss": jax.numpy.log(jax.numpy.where(bad, -1.0, 1.0)),
+            "gradient": jax.numpy.sqrt(slope**2),  # Finite itself; its slope is 0 / 0.
+        }
+        return terms | {"few": (total + extra[kind], count)}, aux
+
+    def batches(start):
+        for batch in toy.batches(start):
+            if kind == "picture" and batch.records[0] == 24:
+                boxes = batch.instances.boxes.copy()
+                boxes[5] = np.nan
+                batch = batch._replace(instances=batch.instances._replace(boxes=boxes))
+            yield batch
+
+    return {"loss_fn": loss, "batches": batches}
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("picture", "the batch: instances/boxes (4 of 32)"),
+        ("loss", "the losses (sum, count): loss/few/0 (1 of 1)"),
+        ("gradient", "the gradient: Dense_1/kernel (1 of 4)"),
+    ],
+)
+def test_replays_the_step_that_diverged(tmp_path, capsys, kind, wanted):
+    options = dataclasses.replace(OPTIONS, steps=9, checkpoint_every=2)
+    with pytest.raises(ValueError, match="has not diverged"):
+        run(tmp_path, dataclasses.replace(options, replay=True), **planted(kind))
+    with pytest.raises(loop.TrainingDiverged, match="after step 4"):
+        run(tmp_path, options, **planted(kind))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, dataclasses.replace(options, replay=True), **planted(kind))
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    begin = lines.index("Step 4 again, from the checkpoint of step 2.")
+    assert lines[begin + 1] == f"Pictures: records {list(range(24, 32))}."
+    assert lines[begin + 2] == f"Not finite in {wanted}."
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import chex
 import jax
@@ -29,10 +30,17 @@ def score(state):
     return {"score": float(np.sin(step)), "norm": jnp.abs(state.params["Dense_0"]["bias"]).sum()}
 
 
-def train(directory, *, steps=STEPS, step=None, evaluate=score, batches=toy.batches, **options):
+def evaluation(measure=score, **options):
+    return loop.Evaluation(measure, **({"every": 4, "best_metric": "score"} | options))
+
+
+SCORED = evaluation()
+
+
+def train(directory, *, steps=STEPS, step=None, evaluation=SCORED, batches=toy.batches, **options):
     saved = checkpoints.Checkpoints(directory / "checkpoints", metadata={"classes": ["cat"]})
     log = logging.MetricsLog(directory)
-    options = {"evaluate_every": 4, "checkpoint_every": 2, "log_every": 1} | options
+    options = {"checkpoint_every": 2, "log_every": 1} | options
     try:
         return loop.run(
             parallel.replicate(toy.init()),
@@ -41,8 +49,7 @@ def train(directory, *, steps=STEPS, step=None, evaluate=score, batches=toy.batc
             steps=steps,
             checkpoints=saved,
             log=log,
-            evaluate=evaluate,
-            best_metric="score",
+            evaluation=evaluation,
             progress=False,
             **options,
         )
@@ -131,7 +138,7 @@ def test_a_best_that_was_never_reached_again_is_forgotten(tmp_path, monkeypatch)
     save_last = checkpoints.Checkpoints.save_last
 
     def killed_at_8(self, state, **options):
-        if int(state.step) == 8:
+        if int(state.step) == 8 and options["notes"]["evaluated"]:
             raise Killed
         save_last(self, state, **options)
 
@@ -140,7 +147,7 @@ def test_a_best_that_was_never_reached_again_is_forgotten(tmp_path, monkeypatch)
         train(tmp_path, checkpoint_every=4)
     monkeypatch.undo()
     assert checkpoints.read_metadata(tmp_path)["step"] == 8
-    train(tmp_path, evaluate=lambda state: {"score": -float(state.step)})
+    train(tmp_path, evaluation=evaluation(lambda state: {"score": -float(state.step)}))
     assert checkpoints.read_metadata(tmp_path)["step"] == 4
 
 
@@ -157,14 +164,79 @@ def test_asked_to_stop_and_resumed_is_the_same_run(whole, tmp_path, stop, signum
     assert numbers(tmp_path) == numbers(whole[0])
 
 
+def test_stopped_while_it_evaluates(whole, tmp_path):
+    """It does not wait for the end of the evaluation, whose state is saved before it begins."""
+
+    def slow(state):
+        if int(state.step) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return score(state)
+
+    begun = time.perf_counter()
+    with pytest.raises(loop.Interrupted, match="after step 8"):
+        train(tmp_path, evaluation=evaluation(slow), checkpoint_every=5)
+    assert time.perf_counter() - begun < 30
+    assert toy.to_bytes(train(tmp_path, checkpoint_every=5)) == whole[1]
+    assert numbers(tmp_path) == numbers(whole[0])
+
+
+def test_killed_between_an_evaluation_and_its_checkpoint(whole, tmp_path, monkeypatch):
+    """What the evaluation wrote is forgotten, and written again."""
+    write = logging.MetricsLog.write
+
+    def killed(self, step, values):
+        write(self, step, values)
+        if step == 8 and "eval/score" in values:
+            raise Killed
+
+    monkeypatch.setattr(logging.MetricsLog, "write", killed)
+    with pytest.raises(Killed):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert checkpoints.read_metadata(tmp_path / "checkpoints/last")["step"] == 8
+    assert toy.to_bytes(train(tmp_path)) == whole[1]
+    assert numbers(tmp_path) == numbers(whole[0])
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_the_best_is_the_highest_or_the_lowest(tmp_path, lower):
+    train(tmp_path, evaluation=evaluation(every=1, lower_is_better=lower))
+    scores = {row["step"]: row["eval/score"] for row in numbers(tmp_path) if "eval/score" in row}
+    best = (min if lower else max)(scores, key=scores.get)
+    assert len(scores) == STEPS and best == (5 if lower else 8)
+    assert checkpoints.read_metadata(tmp_path)["step"] == best
+
+
+def test_patience_ends_a_run_also_over_several_starts(tmp_path):
+    patient = evaluation(every=1, patience=4)  # sin falls from step 2 on, rises after 5.
+    with pytest.raises(Killed):
+        train(tmp_path, evaluation=patient, step=killed_after(4), checkpoint_every=1)
+    assert int(train(tmp_path, evaluation=patient).step) == 6
+    assert checkpoints.read_metadata(tmp_path)["step"] == 2
+    assert int(train(tmp_path, evaluation=patient).step) == 6  # It stays ended,
+    assert int(train(tmp_path, evaluation=evaluation(every=1, patience=6)).step) == STEPS
+
+
+@pytest.mark.parametrize("limits", [loop.Limits(steps=3), loop.Limits(minutes=1e-9)])
+def test_a_budget_ends_a_start_not_the_run(whole, tmp_path, limits):
+    n = limits.steps or 1
+    state = train(tmp_path, limits=limits)
+    assert int(state.step) == n
+    assert checkpoints.read_metadata(tmp_path / "checkpoints/last")["step"] == n
+    assert [r["step"] for r in numbers(tmp_path) if "eval/score" in r] == [n]
+    assert int(train(tmp_path, limits=limits).step) == 2 * n
+    assert toy.to_bytes(train(tmp_path)) == whole[1]
+
+
 def test_finished_run_does_nothing_more(whole, tmp_path):
     train(tmp_path, steps=3)
     before = numbers(tmp_path)
 
-    def never(state, batch):
+    def never(*_):
         raise Killed
 
-    train(tmp_path, steps=3, step=never, evaluate=never)
+    train(tmp_path, steps=3, step=never, evaluation=evaluation(never))
     assert numbers(tmp_path) == before
 
 
@@ -212,6 +284,16 @@ def test_divergence_is_never_saved(tmp_path, stop, name):
     assert [row["step"] for row in numbers(tmp_path) if "loss" in row] == list(range(1, stop))
 
 
+def test_an_explosion_is_never_saved(tmp_path):
+    def step(state, batch):
+        state, metrics = toy.parallel_step()(state, batch)
+        return state, metrics | {"loss": 1e6 if int(state.step) == 25 else 1.0}
+
+    limits = loop.Limits(explosion=1e3)
+    with pytest.raises(loop.TrainingDiverged, match=r"1e\+06 times its median.*last/24\."):
+        train(tmp_path, steps=30, step=step, limits=limits, checkpoint_every=8, evaluation=None)
+
+
 def test_parameters_out_of_range_are_never_saved(tmp_path):
     def step(state, batch):
         state, metrics = toy.parallel_step()(state, batch)
@@ -256,14 +338,16 @@ def test_one_compilation_for_a_run_and_its_resume(tmp_path):
 
 
 def test_misuse(tmp_path):
-    with pytest.raises(ValueError, match=r"above 0. Got 4, 0, 1"):
+    with pytest.raises(ValueError, match=r"checkpoint_every must be above 0\. Got 0"):
         train(tmp_path, checkpoint_every=0)
+    with pytest.raises(ValueError, match=r"minutes must be above 0\. Got -1"):
+        train(tmp_path, limits=loop.Limits(minutes=-1))
+    with pytest.raises(ValueError, match=r"patience must be above 0\. Got 0"):
+        train(tmp_path, evaluation=evaluation(patience=0))
     with pytest.raises(ValueError, match="must not end"):
         train(tmp_path, batches=lambda start: itertools.islice(toy.batches(start), 3))
     with pytest.raises(ValueError, match=r"best_metric must be one of .'ap'.*'score'"):
-        train(tmp_path, evaluate=lambda state: {"ap": 1.0})
-    with pytest.raises(ValueError, match=r"best_metric needs evaluate\. Got 'score'"):
-        train(tmp_path, evaluate=None)
-    train(tmp_path, steps=4)
+        train(tmp_path, evaluation=evaluation(lambda state: {"ap": 1.0}))
+    train(tmp_path / "a", steps=4)
     with pytest.raises(ValueError, match=r"checkpoint's 4. Got 2"):
-        train(tmp_path, steps=2)
+        train(tmp_path / "a", steps=2)

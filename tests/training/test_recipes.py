@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from jaxdet.training import loop, recipes
+from jaxdet.training import fit, loop, recipes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Config:
     sizes: tuple[tuple[int, int], ...] = ((1, 2),)
     rate: float | None = None
     inner: Inner = Inner()
+
+    @property
+    def training(self):
+        return fit.Options()
 
 
 CONFIGS = {"long": ("Overnight.", Config(steps=1000, rate=0.5)), "smoke": ("Seconds.", Config())}

@@ -2,6 +2,7 @@
 
 import functools
 
+import faster_rcnn_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import toy_regression as toy
 
 from jaxdet.structures import Batch, Images
+from jaxdet.systems import architectures, faster_rcnn
+from jaxdet.training import optimizers, parallel, steps
 from jaxdet.training import state as states
-from jaxdet.training import steps
 
 
 def line_loss(variables, batch, *, train):
@@ -79,6 +81,123 @@ def test_statistics_are_taken_over():
     )
 
 
+def plain_loss(variables, batch, *, train):
+    """No norm: noise by image, and a term that counts few images, all of them in one part."""
+    x = batch.images.pixels.astype(jnp.float32).reshape(len(batch.positions), -1) / 255
+    out = jnp.tanh(x @ variables["params"]["kernel"])
+    error = (out - x[:, 0] + 0.1 * jax.vmap(jax.random.normal)(batch.keys)) ** 2
+    few = batch.instances.valid.any(axis=1)
+    terms = {
+        "all": (error.sum(), jnp.asarray(len(x))),
+        "few": (jnp.where(few, jnp.abs(out), 0.0).sum(), few.sum()),
+    }
+    return terms, steps.Aux({"error": (error.sum(), jnp.asarray(len(x)))}, {})
+
+
+@pytest.mark.parametrize("n_parts", [2, 4])
+@pytest.mark.parametrize("axis_name", [None, parallel.AXIS])
+def test_a_batch_in_parts_is_the_whole_batch(n_parts, axis_name):
+    tx = optax.sgd(0.1)
+    kernel = jnp.linspace(-1.0, 1.0, 6)
+    state = states.init_state(jax.random.key(0), {"params": {"kernel": kernel}}, tx)
+    step = functools.partial(steps.train_step, loss_fn=plain_loss, tx=tx, loss_weights={"few": 2.0})
+    seen = set()
+    for number in range(4):
+        batch = toy.batch(number)
+        seen.add(int(batch.instances.valid.sum()))
+        whole, metrics = step(state, batch)
+        if axis_name:
+            mapped = functools.partial(step, n_parts=n_parts, axis_name=axis_name)
+            mapped = parallel.parallel_train_step(mapped)
+            got, got_metrics = mapped(parallel.replicate(jax.device_get(state)), batch)
+        else:
+            got, got_metrics = jax.jit(functools.partial(step, n_parts=n_parts))(state, batch)
+        np.testing.assert_allclose(got.params["kernel"], whole.params["kernel"], rtol=1e-5)
+        assert got_metrics.keys() == metrics.keys()
+        for name, value in metrics.items():
+            assert float(got_metrics[name]) == pytest.approx(float(value), rel=1e-5), name
+    assert len(seen) > 1  # None and some of the images in the term that counts few.
+
+
+def test_batch_norm_sees_the_parts_in_turn():
+    state, batch = toy.init(), toy.batch(2)
+    assert (
+        batch.instances.valid[:4].any() and not batch.instances.valid[4:].any()
+    )  # A mean over parts of ratios would differ.
+    step_key = jax.random.fold_in(jax.random.key(1), 0)
+    keys = [jax.random.fold_in(step_key, position) for position in range(8)]
+    keyed = batch._replace(keys=jnp.stack(keys))
+
+    def objective(params):
+        """The definition, as one function of both halves."""
+        stats, sums = state.batch_stats, {}
+        for half in (slice(0, 4), slice(4, 8)):
+            part = jax.tree.map(lambda x, half=half: x[half], keyed)
+            given = {"params": params, "batch_stats": stats}
+            terms, aux = toy.loss(toy.Toy(), given, part, train=True)
+            sums, stats = steps.merge(sums, terms), aux.batch_stats
+        return sum(total / max(int(count), 1) for total, count in sums.values()), stats
+
+    want, want_stats = jax.grad(objective, has_aux=True)(state.params)
+    loss_fn = functools.partial(toy.loss, toy.Toy())
+    got, _, stats = jax.jit(functools.partial(steps.gradients, loss_fn=loss_fn, n_parts=2))(
+        state, batch
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), got, want)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), stats, want_stats)
+
+
+def detector_step(spec, tx, *, dtype=jnp.float32, **options):
+    model = architectures.build(cases.K, spec, dtype=dtype)
+    variables = jax.jit(model.init)(jax.random.key(0), cases.make_batch().images)
+    state = states.init_state(jax.random.key(0), variables, tx, ema=options.get("ema_decay", 0) > 0)
+    loss_fn = functools.partial(faster_rcnn.loss, model, options=cases.LOSS)
+    step = functools.partial(steps.train_step, loss_fn=loss_fn, tx=tx, **options)
+    return model, state, jax.jit(step)
+
+
+@pytest.mark.slow
+def test_a_detector_in_parts_samples_the_same():
+    results = []
+    for n_parts in (1, 2):
+        _, state, step = detector_step(cases.SINGLE_LEVEL, optax.sgd(1.0), n_parts=n_parts)
+        after, metrics = step(state, cases.make_batch())
+        results.append((jax.tree.map(jnp.subtract, after.params, state.params), metrics))
+    (whole, metrics), (parts, metrics_of_parts) = results
+    for name, value in metrics.items():
+        assert float(metrics_of_parts[name]) == pytest.approx(float(value), rel=1e-4), name
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5 * scale)
+    jax.tree.map(close, parts, whole)
+
+
+def test_bfloat16_stays_in_the_layers():
+    tx, batch = optimizers.adamw(3e-3), cases.make_batch()
+    model, state, step = detector_step(cases.AGNOSTIC, tx, dtype=jnp.bfloat16, ema_decay=0.9)
+
+    def types(function, *arguments):
+        found = jax.eval_shape(function, *arguments)
+        return {str(x.dtype) for x in jax.tree.leaves(found)} - {"int32", "uint32", "bool"}
+
+    variables = states.variables(state)
+    assert types(functools.partial(faster_rcnn.features, model), variables, batch.images) == {
+        "bfloat16"
+    }
+    assert types(step, state, batch) == {"float32"}
+    detect = functools.partial(faster_rcnn.detect, model, options=cases.DETECT)
+    assert types(detect, variables, batch.images) == {"float32"}
+
+
+@pytest.mark.slow
+def test_trains_in_bfloat16():
+    _, state, step = detector_step(cases.AGNOSTIC, optimizers.adamw(3e-3), dtype=jnp.bfloat16)
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, cases.make_batch())
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all() and np.mean(losses[-5:]) < 0.6 * losses[0]
+
+
 def keys_seen(state, batch):
     seen = []
 
@@ -86,8 +205,7 @@ def keys_seen(state, batch):
         seen.append(np.asarray(jax.random.key_data(batch.keys)))
         return line_loss(variables, batch, train=train)
 
-    tx = optax.sgd(0.1)
-    steps.train_step(state, batch, loss_fn=loss, tx=tx)
+    steps.gradients(state, batch, loss_fn=loss)
     return seen[0]
 
 
@@ -133,6 +251,8 @@ def test_misuse():
         step(line_state(tx), loss_weights={"sise": 1.0})
     with pytest.raises(ValueError, match=r"Got ema_decay=0.9, state.ema=\[\]"):
         step(line_state(tx), ema_decay=0.9)
+    with pytest.raises(ValueError, match=r"n_parts must divide the 8 images .* Got 3"):
+        step(line_state(tx), n_parts=3)
     with pytest.raises(ValueError, match=r"Got ema_decay=0.0, state.ema=\['batch_stats'"):
         step(line_state(tx, ema=True))
 

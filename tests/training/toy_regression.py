@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdet.structures import Batch, Images, Instances
-from jaxdet.training import parallel, schedules, state, steps
+from jaxdet.training import optimizers, parallel, schedules, state, steps
 
 
 class Toy(nn.Module):
@@ -65,7 +65,7 @@ def batches(start, size=8):
 
 def optimizer():
     schedule = schedules.step_schedule(0.1, steps=12, warmup_steps=2)
-    return schedules.sgd(schedule, clip_norm=5.0)
+    return optimizers.sgd(schedule, clip_norm=5.0)
 
 
 @functools.cache

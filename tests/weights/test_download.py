@@ -110,14 +110,6 @@ def test_urls_without_hash(tmp_path):
         download.fetch("http://127.0.0.1:9/model.pth", folder=tmp_path)
 
 
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("JAXDET_CACHE", str(tmp_path / "here"))
-    assert download.cache_folder() == tmp_path / "here"
-    monkeypatch.delenv("JAXDET_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert download.cache_folder() == tmp_path / "jaxdet"
-
-
 def test_progress_is_shown(capsys):
     download.show_progress(5_000_000, 10_000_000)
     download.show_progress(10_000_000, 10_000_000)

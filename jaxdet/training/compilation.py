@@ -1,0 +1,32 @@
+"""Compiled programs on disk, so that a second start does not compile again."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from jaxdet import cache
+
+OFF = "off"
+
+
+def keep(folder: str = "") -> pathlib.Path | None:
+    """Keeps what is compiled from now on, and looks there before compiling.
+
+    A program comes back as it was stored, so results stay the same bits. JAX's own settings
+    (`JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=false`) come first.
+
+    Args:
+      folder: Where; `compiled` in `cache.folder()` if empty, nowhere if "off".
+
+    Returns:
+      The folder, which is made when it is needed; None where nothing is kept.
+    """
+    settings: Any = jax.config  # Type checkers do not know its names.
+    if folder == OFF or not settings.jax_enable_compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", None)
+        return None
+    chosen = folder or settings.jax_compilation_cache_dir or cache.folder() / "compiled"
+    path = pathlib.Path(chosen).absolute()
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    return path

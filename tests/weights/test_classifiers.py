@@ -1,0 +1,123 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdet.features import networks
+from jaxdet.features.networks import Network
+from jaxdet.structures import Images
+from jaxdet.systems import classifier, localizer
+from jaxdet.systems.classifier import DetectOptions
+from jaxdet.systems.localizer import Architecture
+from jaxdet.training import checkpoints, state
+from jaxdet.weights import classifiers, description, download, files, torchvision
+from jaxdet.weights.description import Description
+
+NETWORK = Network(width=8, n_stages=2)
+IMAGES = Images(jnp.zeros((1, 32, 32, 3)), jnp.array([[32, 32]], jnp.int32))
+
+
+def drawn(model, seed=0):
+    return jax.device_get(jax.jit(model.init)(jax.random.key(seed), IMAGES))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Of three classes."""
+    return drawn(classifier.build(3, NETWORK), seed=1)
+
+
+@pytest.fixture
+def weights_file(trained, tmp_path):
+    """As torchvision would save the network, which knows of no `network` around it."""
+    inner = {collection: tree["network"] for collection, tree in trained.items()}
+    files.write(tmp_path / "narrow.safetensors", torchvision.to_state_dict(inner))
+    return tmp_path / "narrow.safetensors"
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_file_there_and_back(trained, weights_file):
+    found = classifiers.load(weights_file, network=NETWORK)
+    assert found.network == NETWORK and found.classes == ()
+    assert_equal(found.variables, trained)
+
+
+def test_a_run(trained, tmp_path):
+    kept = Description(NETWORK, ("a", "b", "c"), (1, 2, 3), ((32, 32),), DetectOptions())
+    saved = checkpoints.Checkpoints(tmp_path, metadata=description.to_metadata(kept))
+    saved.save_last(state.init_state(jax.random.key(0), trained, optax.identity()))
+    saved.close()
+    found = classifiers.load(tmp_path)
+    assert found.network == NETWORK and found.classes == ("a", "b", "c")
+    assert_equal({k: found.variables[k] for k in trained}, trained)
+
+
+def test_a_published_name(trained, weights_file, monkeypatch):
+    asked = []
+
+    def fetch(url, *, progress):
+        asked.append(url)
+        return weights_file
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    monkeypatch.setitem(networks.PUBLISHED, "resnet18", NETWORK)
+    found = classifiers.load("resnet18:IMAGENET1K_V1")
+    assert asked == ["https://download.pytorch.org/models/resnet18-f37072fd.pth"]
+    assert_equal(found.variables, trained)
+
+
+def test_googlenets_other_classifiers_are_left_out(tmp_path, trained):
+    inner = {collection: tree["network"] for collection, tree in trained.items()}
+    state_dict = torchvision.to_state_dict(inner) | {"aux1.fc1.bias": np.zeros(3, np.float32)}
+    files.write(tmp_path / "aux.safetensors", state_dict)
+    found = classifiers.load(tmp_path / "aux.safetensors", network=NETWORK)
+    assert_equal(found.variables, trained)
+
+
+def test_what_does_not_fit_is_named(weights_file, tmp_path):
+    with pytest.raises(ValueError, match=r"layer3\.0\.conv1"):
+        classifiers.load(weights_file, network=Network(width=8, n_stages=3))
+    with pytest.raises(ValueError, match="resnet18"):
+        classifiers.load("resnet19")
+    kept = Description(
+        Architecture(NETWORK), ("a", "b", "c"), (1, 2, 3), ((32, 32),), DetectOptions()
+    )
+    saved = checkpoints.Checkpoints(tmp_path / "run", metadata=description.to_metadata(kept))
+    saved.save_last(state.init_state(jax.random.key(0), {"params": {}}, optax.identity()))
+    saved.close()
+    with pytest.raises(ValueError, match="holds a localizer"):
+        classifiers.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("new_head", [True, False])
+def test_localizers_begin_with_a_classifier(trained, weights_file, new_head):
+    model = localizer.build(5 if new_head else 3, Architecture(NETWORK, features=4))
+    fresh = drawn(model)
+    begun = classifiers.begin_with(
+        fresh, classifiers.load(weights_file, network=NETWORK), new_head=new_head
+    )
+    assert jax.tree.structure(begun) == jax.tree.structure(fresh)
+    assert_equal(begun["batch_stats"], trained["batch_stats"])
+    for name, tree in begun["params"]["network"].items():
+        of = fresh if new_head and name == "fc" else trained
+        assert_equal(tree, of["params"]["network"][name])
+    for name in ("box_head", "box_predictor"):
+        assert_equal(begun["params"][name], fresh["params"][name])
+
+
+def test_a_new_last_layer_deep_inside():
+    pretrained = classifiers.Pretrained(
+        networks.PUBLISHED["alexnet"],
+        {"params": {"network": {"features": 1, "classifier": {"1": 2, "6": 3}}}},
+        (),
+    )
+    fresh = {"params": {"network": {"features": 4, "classifier": {"1": 5, "6": 6}}, "box_head": 7}}
+    begun = classifiers.begin_with(fresh, pretrained, new_head=True)
+    assert begun == {
+        "params": {"network": {"features": 1, "classifier": {"1": 2, "6": 6}}, "box_head": 7}
+    }
