@@ -1,7 +1,7 @@
 """OverFeat: a classifier of windows slides over pictures at several scales, and boxes merge.
 
 Source    Sermanet et al. 2014 (arXiv:1312.6229v4).
-Expected  TODO
+Expected  not yet measured to the end: classification loss 1.6 after 460 steps of 8 pictures
 Run       python experiments/overfeat.py
           python experiments/overfeat.py folder --data PATH
 Check     python experiments/overfeat.py smoke
@@ -121,7 +121,7 @@ FOLDER = dataclasses.replace(
     out=pathlib.Path("runs/overfeat_folder"),
 )
 CONFIGS = {
-    "shapes": ("Generated scenes; minutes on two CPU cores.", SHAPES),
+    "shapes": ("Generated scenes.", SHAPES),
     "smoke": ("Seconds; does every part work?", SMOKE),
     "folder": ("Your own pictures (--data PATH).", FOLDER),
 }

@@ -56,25 +56,6 @@ def test_windows_of_other_scales_are_in_pixels_of_the_canvas():
     np.testing.assert_allclose(seen.windows[0, 0], [0, 0, 128, 128])
 
 
-def test_windows_are_drawn_around_objects_and_anywhere():
-    options = LossOptions(sample_size=40, window_sides=(20.0, 50.0))
-    truth = jax.tree.map(lambda x: x[0], BATCH.instances)
-    size = jnp.array([64, 64])
-    windows = overfeat.sample_windows(jax.random.key(0), truth, size, options=options)
-    sides = np.array(windows[:, 2:] - windows[:, :2])
-    np.testing.assert_allclose(sides[:, 0], sides[:, 1], rtol=1e-4)
-    free = np.array(windows[20:])
-    assert (free >= -1e-3).all() and (free <= 64 + 1e-3).all()
-    assert sides[20:].min() >= 20 - 1e-3 and sides[20:].max() <= 50 + 1e-3
-    # An object has 20 or 26 px and half to all of its window; more than a third of it is in view.
-    inside = iou_ops.pairwise_intersection_over_first(truth.boxes[:2], windows[:20])
-    assert (np.array(inside).max(axis=0) > 0.3).all()
-    assert sides[:20].min() >= 20 - 1e-3 and sides[:20].max() <= 52 + 1e-3
-    nothing = jax.tree.map(jnp.zeros_like, truth)
-    anywhere = overfeat.sample_windows(jax.random.key(0), nothing, size, options=options)
-    assert (anywhere >= -1e-3).all() and (anywhere <= 64 + 1e-3).all()
-
-
 def test_what_is_trained():
     def slope(options):
         def total(params):
