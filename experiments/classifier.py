@@ -42,7 +42,7 @@ class Config:
     """Every number of this experiment; each field is also a flag."""
 
     selection: OmitArgPrefixes[Selection] = Selection(scenes="single")
-    canvases: tuple[tuple[int, int], ...] = ((96, 96),)
+    canvases: tuple[tuple[int, int], ...] = ((48, 48),)
     """(height, width) of the arrays that pictures are resized onto."""
     augmentation: Augmentation = Augmentation()
     network: Network = Network()
@@ -63,10 +63,10 @@ SHAPES = Config(
     augmentation=Augmentation(vertical_flip=0.5, brightness=0.2, contrast=0.2),
     network=Network(width=32, n_stages=3),
     training=fit.Options(
-        batch_size=16,
-        steps=2500,
+        batch_size=32,
+        steps=3000,
         optimizer="adamw",
-        learning_rate=1e-3,
+        learning_rate=1.25e-3,
         weight_decay=0.05,
         warmup_steps=100,
         ema_decay=0.995,
@@ -91,7 +91,7 @@ FOLDER = dataclasses.replace(
     augmentation=Augmentation(scale=(0.8, 1.5), brightness=0.2, contrast=0.2, saturation=0.2),
     network=Network(),
     loss=LossOptions(label_smoothing=0.1),
-    training=dataclasses.replace(SHAPES.training, learning_rate=3e-4, steps=2000),
+    training=dataclasses.replace(SHAPES.training, batch_size=16, learning_rate=3e-4, steps=2000),
     out=pathlib.Path("runs/classifier_folder"),
 )
 IMAGENET = dataclasses.replace(

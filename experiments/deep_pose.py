@@ -285,7 +285,8 @@ def measure_errors(
     for batch in batches_of(config, part):
         joints = predict(variables, batch).joints[:, :, -1]
         truth = counted(batch.instances)
-        sizes = deep_pose.diameters(truth, batch.instances.boxes, config.architecture.torso)
+        boxes = jnp.asarray(batch.instances.boxes)
+        sizes = deep_pose.diameters(jnp.asarray(truth), boxes, config.architecture.torso)
         rows.append([x[batch.instances.valid] for x in (joints, truth, np.asarray(sizes))])
     return pose.measure_errors(*map(np.concatenate, zip(*rows, strict=True)))
 

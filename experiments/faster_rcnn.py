@@ -6,6 +6,7 @@ Expected  shapes: AP 0.54, AP50 0.75 on the test split, 7 minutes on two CPU cor
 Run       python experiments/faster_rcnn.py
           python experiments/faster_rcnn.py folder --data PATH
           python experiments/faster_rcnn.py folder --data PATH --weights fasterrcnn_resnet50_fpn
+          python experiments/faster_rcnn.py folder --data PATH --init-from runs/shapes
 Check     python experiments/faster_rcnn.py smoke
 Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/, pictures/,
           detections.json (a COCO results file), precision_recall.png, curves.png, results.json
@@ -15,10 +16,11 @@ import dataclasses
 import functools
 import pathlib
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import tyro
 from tyro.conf import OmitArgPrefixes
 
 from jaxdet import predictor
@@ -49,8 +51,9 @@ class Config:
     augmentation: Augmentation = Augmentation()
     architecture: Architecture = Architecture()
     """That of `weights`, where they are given."""
-    weights: str = ""
-    """What to begin from, with a new head: a published name, or a file (.pth, .safetensors)."""
+    weights: Annotated[str, tyro.conf.arg(aliases=["--init-from"])] = ""
+    """What to begin from: a published name, a file (.pth, .safetensors), or another run; with a
+    new head where the classes are others."""
     fine_tune_rate: float = 1e-4
     """In place of `learning_rate` where `weights` are given."""
     loss: LossOptions = LossOptions()
@@ -62,6 +65,8 @@ class Config:
     """Folder of the run; one with checkpoints is gone on with."""
 
 
+# For `--layer-decay`, of the residual network.
+LAYERS = ("/body/(conv1|bn1)/", *(f"/body/layer{i}/" for i in range(1, 5)))
 SMALL = Architecture(
     depth=18,
     width=32,
@@ -88,6 +93,7 @@ SHAPES = Config(
         batch_size=8,
         steps=2500,
         optimizer="adamw",
+        layers=LAYERS,
         learning_rate=1.5e-3,
         weight_decay=0.05,
         warmup_steps=200,
@@ -140,6 +146,7 @@ SMOKE = dataclasses.replace(
         SHAPES.training,
         batch_size=4,
         steps=6,
+        layers=LAYERS[:4],
         warmup_steps=2,
         evaluate_every=4,
         checkpoint_every=2,
@@ -177,6 +184,7 @@ COCO = Config(
     architecture=Architecture(norm="batch", n_frozen=0),
     training=fit.Options(
         steps=270_000,
+        layers=LAYERS,
         schedule="step",
         warmup_steps=1000,
         bfloat16=True,
@@ -249,7 +257,9 @@ def main(config: Config) -> dict[str, float]:
         jax.random.key(options.seed), model, canvas=config.canvases[0]
     )
     if pretrained is not None:
-        variables = detectors.with_new_head(pretrained.variables, variables)
+        known = pretrained.description.classes == tuple(train.classes)
+        begun_with = pretrained.variables
+        variables = begun_with if known else detectors.with_new_head(begun_with, variables)
     n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(
         f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform}"

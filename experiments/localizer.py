@@ -2,19 +2,22 @@
 
 Source    OverFeat: Sermanet et al. 2014 (arXiv:1312.6229v4), section 4; VGG: Simonyan & Zisserman
           2015 (arXiv:1409.1556v6), appendix A; R-CNN's codes of boxes: arXiv:1311.2524v5.
-Expected  TODO
+Expected  shapes: right class and box in 0.902 of 512 test pictures, mean IoU 0.859; 4.5 minutes of
+          processor time in all, 7.5 minutes beside four other jobs on two cores.
 Run       python experiments/localizer.py
           python experiments/localizer.py staged
+          python experiments/localizer.py compare
           python experiments/localizer.py folder --data PATH --weights resnet18
 Check     python experiments/localizer.py smoke
 Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/, pictures/,
           progress/ (guesses about a few held-out pictures at each evaluation) and progress.png,
           detections.json (a COCO results file), curves.png, results.json; classifier/ (the same of
-          the first stage, where there is one)
+          the first stage, where there is one); with compare a folder for each way, and table.md
 """
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import time
 from typing import Any, Literal
@@ -70,27 +73,30 @@ class Config:
     """Of both heads at once, or of the classifier."""
     head: HeadOptions = HeadOptions()
     """Of the box head alone, where it comes second."""
+    compare: bool = False
+    """Whether all eight ways are trained, each in a folder of its own, for a table: where the head
+    is attached, a box for all classes or one for each, in stages or at once."""
     n_pictures: int = 8
     """Pictures drawn at each evaluation."""
     out: pathlib.Path = pathlib.Path("runs/localizer")
     """Folder of the run; one with checkpoints is gone on with."""
 
 
-SMALL = Architecture(Network(width=32, n_stages=3), map_size=(6, 6))
+SMALL = Architecture(Network(width=32, n_stages=3), map_size=(3, 3))
 SHAPES = Config(
-    canvases=((96, 96),),
+    canvases=((48, 48),),
     augmentation=Augmentation(vertical_flip=0.5, brightness=0.2, contrast=0.2),
     architecture=SMALL,
     training=fit.Options(
         batch_size=32,
-        steps=1400,
+        steps=3000,
         optimizer="adamw",
-        learning_rate=1e-3,
+        learning_rate=1.25e-3,
         weight_decay=0.05,
         warmup_steps=100,
         ema_decay=0.995,
-        evaluate_every=200,
-        checkpoint_every=700,
+        evaluate_every=500,
+        checkpoint_every=1000,
     ),
     out=pathlib.Path("runs/localizer"),
 )
@@ -103,7 +109,7 @@ SMOKE = dataclasses.replace(
     STAGED,
     selection=Selection(scenes="single_tiny"),
     canvases=((64, 64),),
-    architecture=Architecture(Network(width=16, n_stages=2), features=16, map_size=(4, 4)),
+    architecture=Architecture(Network(width=16, n_stages=1), features=16, map_size=(4, 4)),
     head=HeadOptions(steps=4),
     training=fit.Options(
         batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
@@ -122,21 +128,63 @@ FOLDER = dataclasses.replace(
     ),
     out=pathlib.Path("runs/localizer_folder"),
 )
+COMPARE = dataclasses.replace(
+    SHAPES,
+    compare=True,
+    training=dataclasses.replace(SHAPES.training, steps=1000),
+    head=HeadOptions(steps=500),
+    out=pathlib.Path("runs/localizer_compare"),
+)
 CONFIGS = {
     "shapes": (
-        "Generated scenes of one object, both heads at once; 5 minutes on two cores.",
+        "Generated scenes of one object, both heads at once; minutes on two cores.",
         SHAPES,
     ),
     "staged": ("The same: a classifier first, then the box head alone.", STAGED),
+    "compare": (
+        "Where the head is attached, boxes by class, training in stages: a table.",
+        COMPARE,
+    ),
     "smoke": ("Seconds; does every part work?", SMOKE),
     "folder": ("Your own pictures of one object (--data PATH).", FOLDER),
 }
 # What may differ when a run is gone on with.
 FREE = (*selection.FREE, "n_pictures", "out")
+MEASURES = ("top1", "localization_top1", "localization_top5", "mean_iou")
+TABLE_HEAD = (
+    f"| attached | boxes | trained | {' | '.join(MEASURES)} |\n|{'---|' * (3 + len(MEASURES))}"
+)
 
 
 def main(config: Config) -> dict[str, float]:
     """Trains, evaluates, writes; returns the metrics of the test split."""
+    return compare(config) if config.compare else run(config)
+
+
+def compare(config: Config) -> dict[str, float]:
+    """Runs the eight ways, prints and writes their table; returns the metrics of the best."""
+    rows, results = [TABLE_HEAD], []
+    where = ("convolutions", "vector")
+    for staged, attached, agnostic in itertools.product((True, False), where, (True, False)):
+        names = (attached, "shared" if agnostic else "by class", "stages" if staged else "joint")
+        spec = dataclasses.replace(config.architecture, attached=attached, class_agnostic=agnostic)
+        out = config.out / "_".join(names).replace(" ", "_")
+        # One classifier for all that begin with one.
+        trained = config.out / "convolutions_shared_stages" / "classifier"
+        weights = str(trained) if staged and results else config.weights
+        way = dataclasses.replace(
+            config, compare=False, architecture=spec, staged=staged, weights=weights, out=out
+        )
+        results.append(run(way))
+        numbers = (f"{results[-1][name]:.3f}" for name in MEASURES)
+        rows.append(f"| {' | '.join((*names, *numbers))} |")
+        logging.write_atomically(config.out / "table.md", "\n".join(rows) + "\n")
+    print("\n".join(rows))
+    return max(results, key=lambda metrics: metrics["localization_top1"])
+
+
+def run(config: Config) -> dict[str, float]:
+    """Trains one localizer; as `main`."""
     begun = time.perf_counter() - logging.MetricsLog(config.out).seconds()
     train, rates = selection.open_training(config.selection)
     val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
@@ -171,17 +219,17 @@ def main(config: Config) -> dict[str, float]:
     )
 
     # Both at once; or the classifier, then the boxes.
-    run = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
+    stage = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
     if not config.staged:
-        run(variables, config.loss, config.training, out=config.out)
+        stage(variables, config.loss, config.training, out=config.out)
     else:
         if not is_trained:
             first, where = config.loss._replace(train_boxes=False), config.out / "classifier"
-            run(variables, first, config.training, out=where)
+            stage(variables, first, config.training, out=where)
             variables, _ = processes.on_first(lambda: checkpoints.load_variables(where))
         second = config.loss._replace(train_classifier=False)
         of_head = dataclasses.replace(config.training, **dataclasses.asdict(config.head))
-        run(variables, second, of_head, out=config.out)
+        stage(variables, second, of_head, out=config.out)
     return report(config, train.classes, begun=begun)
 
 

@@ -49,10 +49,10 @@ class Config:
     architecture: Architecture = Architecture()
     loss: LossOptions = LossOptions()
     detect: DetectOptions = DetectOptions()
-    classifier: fit.Options = fit.Options(best_metric="loss", lower_is_better=True)
-    """Of the first stage: features and classifier."""
-    training: OmitArgPrefixes[fit.Options] = fit.Options()
-    """Of the second: boxes, by what the classifier's features say."""
+    training: OmitArgPrefixes[fit.Options] = fit.Options(best_metric="loss", lower_is_better=True)
+    """Of features and classifier."""
+    box_steps: int = 1000
+    """Updates of the box regressor after that, which is trained otherwise alike."""
     n_pictures: int = 8
     """Pictures drawn at each evaluation."""
     out: pathlib.Path = pathlib.Path("runs/overfeat")
@@ -64,37 +64,27 @@ SHAPES = Config(
     architecture=Architecture("small", dropout=0.0, box_hidden=(256, 128)),
     loss=LossOptions(window_sides=(34.0, 96.0)),
     detect=DetectOptions(scales=(0.5, 0.71, 1.0, 1.41)),
-    classifier=fit.Options(
+    training=fit.Options(
         batch_size=8,
         steps=1600,
         optimizer="adamw",
         learning_rate=2e-3,
         weight_decay=0.02,
         warmup_steps=100,
-        ema_decay=0.995,
-        evaluate_every=1600,
+        ema_decay=0.99,
+        evaluate_every=800,
         checkpoint_every=800,
         best_metric="loss",
         lower_is_better=True,
     ),
-    training=fit.Options(
-        batch_size=8,
-        steps=800,
-        optimizer="adamw",
-        learning_rate=2e-3,
-        weight_decay=0.02,
-        warmup_steps=50,
-        ema_decay=0.99,
-        evaluate_every=800,
-        checkpoint_every=400,
-    ),
+    box_steps=800,
 )
 SMOKE = dataclasses.replace(
     SHAPES,
     selection=Selection(scenes="tiny"),
     loss=LossOptions(sample_size=4, window_sides=(34.0, 96.0)),
     detect=DetectOptions(scales=(0.5,), max_candidates=20, max_detections=10),
-    classifier=fit.Options(
+    training=fit.Options(
         batch_size=4,
         steps=2,
         warmup_steps=1,
@@ -104,9 +94,7 @@ SMOKE = dataclasses.replace(
         best_metric="loss",
         lower_is_better=True,
     ),
-    training=fit.Options(
-        batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
-    ),
+    box_steps=2,
     n_pictures=1,
     out=pathlib.Path("runs/overfeat_smoke"),
 )
@@ -116,8 +104,8 @@ FOLDER = dataclasses.replace(
     canvases=((320, 416), (416, 320)),
     loss=LossOptions(window_sides=(48.0, 320.0)),
     detect=DetectOptions(scales=(0.2, 0.35, 0.6, 1.0)),
-    classifier=dataclasses.replace(SHAPES.classifier, steps=4000, evaluate_every=2000),
-    training=dataclasses.replace(SHAPES.training, steps=2000, evaluate_every=1000),
+    training=dataclasses.replace(SHAPES.training, steps=4000, evaluate_every=2000),
+    box_steps=2000,
     out=pathlib.Path("runs/overfeat_folder"),
 )
 CONFIGS = {
@@ -126,7 +114,7 @@ CONFIGS = {
     "folder": ("Your own pictures (--data PATH).", FOLDER),
 }
 # What may differ when a run is gone on with.
-FREE = (*selection.FREE, "n_pictures", "out")
+FREE = (*selection.FREE, "box_steps", "n_pictures", "out")
 
 
 def main(config: Config) -> dict[str, float]:
@@ -150,10 +138,11 @@ def main(config: Config) -> dict[str, float]:
 
     run = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
     classes = config.loss._replace(train_boxes=False)
-    run(variables, classes, config.classifier, out=config.out / "classifier")
+    run(variables, classes, config.training, out=config.out / "classifier")
     variables, _ = checkpoints.load_variables(config.out / "classifier")
     boxes = config.loss._replace(train_classifier=False)
-    run(variables, boxes, config.training, out=config.out)
+    options = dataclasses.replace(config.training, steps=config.box_steps, best_metric=None)
+    run(variables, boxes, options, out=config.out)
     return report(config, begun=begun)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 OPERATORS = (DOCS / "operators.md").read_text()
+RELIABILITY = (DOCS / "reliability.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
 SETUP = re.search(r"```python\n(.*?)```", OPERATORS, flags=re.S)
 # Cells of the tables' rows: names, torchvision's, use, what differs.
@@ -63,6 +64,22 @@ def test_every_operator_is_listed(names):
         and f".{name}`" not in OPERATORS
     ]
     assert missing == []
+
+
+@pytest.mark.slow
+def test_the_python_of_reliability_runs(capsys):
+    scope = {}
+    blocks = re.findall(r"```python\n(.*?)```", RELIABILITY, flags=re.S)
+    assert len(blocks) == 2
+    with jax.numpy_rank_promotion("allow"):
+        for block in blocks:
+            exec(block, scope)
+    norms, losses = (
+        np.array(text.split(), float)
+        for text in re.findall(r"\[(.*?)\]", capsys.readouterr().out, flags=re.S)
+    )
+    assert len(norms) == 4 and len(losses) == 3 and (norms > 0).all() and (losses > 0).all()
+    assert int(scope["best"].step) == 1
 
 
 def test_the_readmes_python_runs(capsys):

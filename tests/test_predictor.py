@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from jaxdet import predictor
+from jaxdet.data import pipeline
 from jaxdet.data.records import Annotation, DataError, Source
 from jaxdet.proposals.rpn import ProposalOptions
 from jaxdet.structures import Detections, Images
@@ -246,3 +247,49 @@ def test_contact_sheet(source):
     assert blank.shape == sheet.shape and (blank != sheet).any()
     one = predictor.contact_sheet(source, rows, n_pictures=1, width=100)
     assert one.shape[0] < sheet.shape[0]
+
+
+def test_localization_of_guesses(source):
+    finder = predictor.Predictor(find_white, CLASSES, CATEGORY_IDS, CANVASES)
+    batches = pipeline.eval_pipeline(source, canvases=CANVASES, batch_size=2)
+    got = predictor.measure_localization(finder, "variables", pipeline.iterate(batches))
+    # The first guess is always of the other class, and has the box of the whole picture.
+    covered = [
+        (x2 - x1) * (y2 - y1) / (height * width) for (height, width), (x1, y1, x2, y2) in PICTURES
+    ]
+    assert got == {
+        "top1": 0,
+        "top5": 1,
+        "localization_top1": 0,
+        "localization_top5": 1,
+        "mean_iou": pytest.approx(np.mean(covered), abs=1e-4),
+    }
+
+
+def test_pictures_spread_over_a_source(source):
+    assert [a.image_id for a in predictor.spread(source, 3).annotations] == [10, 12, 15]
+    assert [a.image_id for a in predictor.spread(source, 9).annotations] == list(range(10, 16))
+    np.testing.assert_array_equal(predictor.spread(source, 3)[1][0], source[2][0])
+
+
+def test_progress_has_a_row_a_picture_and_a_column_a_time(source):
+    shown = predictor.spread(source, 2)
+
+    def row(box):
+        x, y, w, h = box
+        return {"image_id": 10, "category_id": 7, "score": 0.9, "bbox": [x, y, w, h]}
+
+    results = {f"step {i}": [row((10, 10, 20 + i, 20))] for i in range(9)}
+    sheet = predictor.progress_sheet(shown, results, n_columns=3)
+    cells = [
+        predictor.progress_sheet(predictor.spread(shown, 1), {name: results[name]})
+        for name in ("step 0", "step 4", "step 8")
+    ]
+    height, width = cells[0].shape[:2]
+    for i, cell in enumerate(cells):  # Cells overlap by a margin of 4 px.
+        x = i * (width - 4)
+        np.testing.assert_array_equal(
+            sheet[4 : height - 4, x + 4 : x + width - 4], cell[4:-4, 4:-4]
+        )
+    assert sheet.shape[0] > height and sheet.shape[1] == 3 * (width - 4) + 4
+    assert len({cell.tobytes() for cell in cells}) == 3

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
-from jaxdet.data import epochs, layouts, objects, shapes, sources
+from jaxdet.data import epochs, layouts, object_pictures, shapes, sources
 from jaxdet.data.records import Source
 
 
@@ -81,9 +81,9 @@ def open_split(selection: Selection, split: str, *, classes: Sequence[str] | Non
         classes=classes,
     )
     if selection.n_objects is not None:
-        source = objects.with_count(source, selection.n_objects)
+        source = object_pictures.with_count(source, selection.n_objects)
     if selection.crops is not None:
-        source = objects.crops(source, context=selection.crops)
+        source = object_pictures.crops(source, context=selection.crops)
     return source
 
 

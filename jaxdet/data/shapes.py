@@ -64,7 +64,7 @@ SINGLE = ShapesConfig(
     most=1,
     empty=0.0,
     group=0.0,
-    radii=(0.12, 0.35),
+    radii=(0.2, 0.42),
 )
 SINGLE_TINY = dataclasses.replace(
     SINGLE, name="single_tiny", description=TINY.description, train=64, validation=16, test=16

@@ -1,6 +1,7 @@
 """Checkpoints of a run, and what to read back from them.
 
     <directory>/last/<step>/{variables,training,metadata}   where to go on from
+                            notes.json                      what was found out about it later
     <directory>/best/<step>/{variables,training,metadata}   what to predict with
 
 Two managers, since one that ranks by a metric deletes a newer, worse checkpoint, and a run could
@@ -8,9 +9,11 @@ not go on from where it was. A save is written beside its place and moved there 
 Of several processes, the first alone reads and writes, so that they need no disk that all share.
 """
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +22,15 @@ import orbax.checkpoint as ocp
 
 from jaxdet.training import processes
 from jaxdet.training import state as states
+from jaxdet.training.logging import write_atomically
 from jaxdet.training.state import PyTree, TrainState
 
+NOTES = "notes.json"
 _PREDICTS = ("params", "batch_stats", "frozen", "ema")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint could not be written; the one before it is as it was."""
 
 
 class Checkpoints:
@@ -71,6 +80,21 @@ class Checkpoints:
         """
         processes.on_first(lambda: self._save(self._last, state, notes))
 
+    def note_last(self, notes: Mapping[str, Any]) -> None:
+        """Adds to the metadata of the last checkpoint, whose arrays stay as they are.
+
+        Args:
+          notes: In place of earlier ones; they are there whole or not at all.
+        """
+        step = self.last_step()
+
+        def write() -> None:
+            path = self.directory / "last" / str(step) / NOTES
+            with _explained(self._last, step):
+                write_atomically(path, json.dumps(dict(notes)) + "\n")
+
+        processes.on_first(write)
+
     def save_best(self, state: TrainState, *, notes: Mapping[str, Any] | None = None) -> None:
         """Saves the best so far, in place of an earlier save of this step; waits for the disk.
 
@@ -85,7 +109,13 @@ class Checkpoints:
         step = self.last_step()
         if step is None:
             raise ValueError(f"There is no checkpoint to read. Got {self.directory}")
-        return processes.on_first(lambda: _read(self._last, step, ("metadata",))["metadata"])
+        later = self.directory / "last" / str(step) / NOTES
+
+        def read() -> dict[str, Any]:
+            notes = json.loads(later.read_text()) if later.is_file() else {}
+            return _read(self._last, step, ("metadata",))["metadata"] | notes
+
+        return processes.on_first(read)
 
     def restore(self, like: TrainState) -> TrainState:
         """The state of the last checkpoint.
@@ -105,7 +135,7 @@ class Checkpoints:
 
         def read() -> TrainState:
             items = _read(self._last, step, ("variables", "training"))
-            found = _flatten(items["variables"]) | items["training"]
+            found = states.by_path(items["variables"]) | items["training"]
             return _fill(like, found, where=self.directory / "last" / str(step))
 
         return processes.on_first(read)
@@ -134,13 +164,14 @@ class Checkpoints:
         metadata = self._metadata | {"step": step} | dict(notes or {})
         args = ocp.args.Composite(
             variables=ocp.args.StandardSave(variables),
-            training=ocp.args.StandardSave(_flatten(fields)),
+            training=ocp.args.StandardSave(states.by_path(fields)),
             metadata=ocp.args.JsonSave(json.loads(json.dumps(metadata, default=str))),
         )
-        if step in manager.all_steps():
-            manager.delete(step)
-        manager.save(step, args=args)
-        manager.wait_until_finished()
+        with _explained(manager, step):
+            if step in manager.all_steps():
+                manager.delete(step)
+            manager.save(step, args=args)
+            manager.wait_until_finished()
 
 
 def load_variables(path: str | pathlib.Path) -> tuple[dict[str, PyTree], dict[str, Any]]:
@@ -200,6 +231,23 @@ def _manager(directory: pathlib.Path, *, keep: int | None = None) -> ocp.Checkpo
     return ocp.CheckpointManager(directory, options=options)
 
 
+@contextlib.contextmanager
+def _explained(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]:
+    """Says what there still is where the disk is full or taken away."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # Orbax has a ValueError for both.
+        series = pathlib.Path(manager.directory)
+        for part in series.glob(f"{step}.*tmp*"):  # A full disk needs the room.
+            shutil.rmtree(part, ignore_errors=True)
+        good = manager.latest_step()
+        last = "there is none" if good is None else series / str(good)
+        raise CheckpointError(
+            f"Step {step} could not be saved in {series}: {error}. Last good checkpoint: {last}. "
+            "The same command goes on from there once there is room."
+        ) from error
+
+
 def _locate(path: str | pathlib.Path) -> tuple[ocp.CheckpointManager, int]:
     path = pathlib.Path(path).absolute()
     if path.name.isdigit() and (path / "metadata").is_dir():
@@ -225,15 +273,9 @@ def _read(manager: ocp.CheckpointManager, step: int, names: tuple[str, ...]) -> 
     return {name: restored[name] for name in names}
 
 
-def _flatten(tree: PyTree) -> dict[str, Any]:
-    """Arrays by path: optimizer states are tuples of classes that a reader need not have."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def _fill(like: TrainState, found: dict[str, Any], *, where: pathlib.Path) -> TrainState:
     """`like` with the arrays found, or an error that says what does not fit."""
-    wanted = _flatten(like._asdict())
+    wanted = states.by_path(like._asdict())
     misfits = [
         f"{name}: the checkpoint has {_describe(found.get(name))}, "
         f"the run needs {_describe(wanted.get(name))}"
@@ -244,9 +286,7 @@ def _fill(like: TrainState, found: dict[str, Any], *, where: pathlib.Path) -> Tr
         shown = "\n  ".join(misfits[:20])
         raise ValueError(f"{where} does not fit in {len(misfits)} arrays:\n  {shown}")
     fields = like._asdict()
-    filled = jax.tree_util.tree_map_with_path(
-        lambda path, _: found[jax.tree_util.keystr(path, simple=True, separator="/")], fields
-    )
+    filled = jax.tree_util.tree_map_with_path(lambda path, _: found[states.path_name(path)], fields)
     return states.TrainState(**filled)
 
 

@@ -10,7 +10,7 @@ from jaxdet import cache
 OFF = "off"
 
 
-def keep(folder: str = "") -> pathlib.Path | None:
+def keep(folder: str) -> pathlib.Path | None:
     """Keeps what is compiled from now on, and looks there before compiling.
 
     A program comes back as it was stored, so results stay the same bits. JAX's own settings

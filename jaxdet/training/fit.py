@@ -199,8 +199,8 @@ def fit(
         )
     )
     if options.profile_steps:
-        begin, end = options.profile_steps
-        train_step = profile.traced(train_step, first=begin, last=end, folder=out / "profile")
+        traced, last = options.profile_steps
+        train_step = profile.traced(train_step, first=traced, last=last, folder=out / "profile")
     saved = checkpoints.Checkpoints(out / "checkpoints", metadata=metadata)
     if saved.last_step() is not None:
         begun, now = (

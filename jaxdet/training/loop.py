@@ -136,11 +136,18 @@ class _Keeper:
     def __init__(self, checkpoints: Checkpoints | None, journal: Journal, stops: Stops):
         self._checkpoints, self._journal, self._stops = checkpoints, journal, stops
 
-    def save(self, state: TrainState, *, evaluated: bool = True, misses: int) -> None:
+    def save(self, state: TrainState, *, evaluated: bool, misses: int) -> None:
         if self._checkpoints is not None:
             self._journal.check_finite(state)
             with self._stops.saving():
-                self._checkpoints.save_last(state, notes={"evaluated": evaluated, "misses": misses})
+                notes = {"evaluated": evaluated, "misses": misses}
+                self._checkpoints.save_last(state, notes=notes)
+
+    def note(self, state: TrainState, *, misses: int) -> None:
+        if self._checkpoints is not None:
+            notes = {"evaluated": True, "misses": misses, "best": float(state.best)}
+            with self._stops.saving():
+                self._checkpoints.note_last(notes)
 
     def save_best(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         if self._checkpoints is not None:
@@ -174,7 +181,7 @@ class _Judge:
         return patience is not None and self.misses >= patience
 
     def __call__(self, state: TrainState) -> TrainState:
-        """The state, which is saved already, with its place among the best."""
+        """The state, which is saved already, with the best so far."""
         if self._evaluation is None:
             return state
         with self._keeper.may_stop(state):
@@ -185,7 +192,7 @@ class _Judge:
             named = {f"eval/{name}": value for name, value in metrics.items()}
             self._log.write(int(state.step), named)
         state = self._keep_best(state, metrics)
-        self._keeper.save(state, misses=self.misses)
+        self._keeper.note(state, misses=self.misses)
         return state
 
     def _keep_best(self, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -211,8 +218,10 @@ def _resume(
     notes: Mapping[str, Any] = {}
     if checkpoints is not None and checkpoints.last_step() is not None:
         places = jax.tree.map(lambda x: x.sharding, state)
-        state = jax.device_put(checkpoints.restore(state), places, may_alias=False)
-        notes = checkpoints.last_metadata()
+        restored, notes = checkpoints.restore(state), checkpoints.last_metadata()
+        if "best" in notes:  # Of an evaluation after the state was saved.
+            restored = restored._replace(best=np.float32(notes["best"]))
+        state = jax.device_put(restored, places, may_alias=False)
     done, evaluated = int(state.step), notes.get("evaluated", True)
     if checkpoints is not None:
         checkpoints.discard_best_after(done if evaluated else done - 1)

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import tqdm
 
 from jaxdet.training import trace_programs
 from jaxdet.training.parallel import StepFn
@@ -97,7 +98,7 @@ def traced(
         if calls == last:
             jax.block_until_ready(out)
             jax.profiler.stop_trace()
-            print(as_table(read(folder, parts=parts)), flush=True)
+            tqdm.tqdm.write(as_table(read(folder, parts=parts)))  # Beside a progress bar.
         return out
 
     return run

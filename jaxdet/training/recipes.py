@@ -118,7 +118,7 @@ def _explained() -> Iterator[None]:
     except loop.Interrupted as stop:
         print(f"\n{stop} The same command goes on from there.", file=sys.stderr)
         raise SystemExit(stop.exit_code) from None
-    except (ValueError, loop.TrainingDiverged) as fault:
+    except (ValueError, OSError, loop.TrainingDiverged) as fault:
         print(f"\n{fault}", file=sys.stderr)
         raise SystemExit(1) from None
 

@@ -86,7 +86,8 @@ def replay(
     }
     faults = [line for where, tree in parts.items() for line in _not_finite(where, tree)]
     norms = {path: float(np.linalg.norm(np.float64(x))) for path, x in by_path(grads).items()}
-    largest = sorted(norms, key=lambda path: norms[path], reverse=True)[:N_LARGEST]
+    finite = [path for path, length in norms.items() if np.isfinite(length)]
+    largest = sorted(finite, key=lambda path: norms[path], reverse=True)[:N_LARGEST]
     return [
         *lines,
         *(faults or ["All is finite."]),

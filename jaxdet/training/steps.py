@@ -75,8 +75,9 @@ def train_step(
         n_parts=n_parts,
         axis_name=axis_name,
     )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     averaged = {"params": params, "batch_stats": stats}
     state = state._replace(
         step=state.step + 1,
@@ -303,6 +304,7 @@ def _with_keys(key: Key[Array, ""], batch: Batch) -> Batch:
     return batch._replace(keys=keys)
 
 
+@jax.named_scope("average")
 def _move_average(state: TrainState, new: PyTree, decay: float) -> PyTree:
     """`decay * average + (1 - decay) * new`, with a shorter memory in the first steps."""
     step = state.step.astype(jnp.float32)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-SCORES = ("AP", "AP50", "AP75")
+SCORES = ("AP", "AP50", "AP75", "top1", "top5", "localization_top1", "mean_iou")
 LEGEND_ROWS = 20
 
 
@@ -56,12 +56,12 @@ def precision_recall_figure(
 
 
 def training_curves(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Draws the losses and the average precision of a run over its steps.
+    """Draws the losses and the scores of a run over its steps.
 
     Args:
       path: The PNG file to write.
       rows: Of `metrics.jsonl`: each has "step" and any of the numbers logged then. A name with
-        "loss" in it is a loss; one that is AP, AP50 or AP75 behind its last "/" is a score.
+        "loss" in it is a loss; one of `SCORES` behind its last "/" is a score.
 
     Returns:
       The path.
@@ -75,7 +75,7 @@ def training_curves(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) 
     _curves(right, rows, scores, marker=".")
     left.set(title="Losses", xlabel="step")
     left.set_ylim(bottom=0)
-    right.set(title="Average precision", xlabel="step", ylim=(0, 1))
+    right.set(title="Scores", xlabel="step", ylim=(0, 1))
     return _save(path, figure)
 
 

@@ -35,8 +35,9 @@ def load(
     """Opens a classifier.
 
     Args:
-      weights: A run of `experiments/classifier.py` or one of its checkpoints; the name of a
-        published classifier; or a file of torchvision's tensors: `.pth`, `.pt` or `.safetensors`.
+      weights: A run that trained a classifier or a localizer of one box, or one of its
+        checkpoints; the name of a published classifier; or a file of torchvision's tensors: `.pth`,
+        `.pt` or `.safetensors`.
       network: Of such a file, which does not say it; its `dropout` holds for all.
       progress: Of a download; see `download.fetch`.
 
@@ -48,10 +49,12 @@ def load(
     if path.is_dir():
         variables, metadata = checkpoints.load_variables(path)
         found = description.from_metadata(metadata)
-        if not isinstance(found.architecture, Network):
-            raise ValueError(f"{path}: holds a {metadata['system']}, no classifier.")
-        network = dataclasses.replace(found.architecture, dropout=network.dropout)
-        return Pretrained(network, variables, found.classes)
+        own = getattr(found.architecture, "network", found.architecture)
+        if not isinstance(own, Network) or getattr(found.architecture, "n_boxes", 1) != 1:
+            raise ValueError(f"{path}: {found.architecture} is no classifier of pictures.")
+        network = dataclasses.replace(own, dropout=network.dropout)
+        inner = {k: {"network": tree["network"]} for k, tree in variables.items() if tree}
+        return Pretrained(network, inner, found.classes)
     if path.suffix not in files.SUFFIXES:
         name = str(weights).partition(":")[0]
         if name not in networks.PUBLISHED:

@@ -51,10 +51,11 @@ def load(
     classes: Sequence[str] | None = None,
     progress: Callable[[int, int | None], Any] | None = None,
 ) -> Detector:
-    """Opens a published detector, or a file of weights.
+    """Opens a published detector, a file of weights, or a run.
 
     Args:
-      weights: A name in `published`, or a file: `.pth`, `.pt` or `.safetensors`.
+      weights: A name in `published`; a file: `.pth`, `.pt` or `.safetensors`; or a folder, as for
+        `load_checkpoint`.
       norm_epsilon: Added to the variances of batch norms. If None, 0 for the file of the published
         `fasterrcnn_resnet50_fpn`, as torchvision does when it loads that one (overwrite_eps), and
         1e-5 for all others.
@@ -71,6 +72,11 @@ def load(
         tensors do not fit and what the file seems to be.
     """
     path = pathlib.Path(weights)
+    if path.is_dir():
+        detector = load_checkpoint(path)
+        return detector._replace(
+            description=_told(detector.description, norm_epsilon, canvases, classes)
+        )
     if path.suffix not in files.SUFFIXES:
         path = download.fetch(published.url(str(weights)), progress=progress)
     state_dict, texts = files.read(path)
@@ -79,20 +85,31 @@ def load(
             found = description.from_metadata(json.loads(texts[METADATA]))
         else:
             found = describe(state_dict, file_name=path.name)
-        if norm_epsilon is not None:
-            changed = functools.partial(dataclasses.replace, found.architecture)
-            found = found._replace(architecture=changed(norm_epsilon=norm_epsilon))
-        if canvases is not None:
-            rule = isinstance(canvases, ShortSide)
-            found = found._replace(canvases=canvases if rule else tuple(canvases))
-        if classes is not None:
-            if len(classes) != len(found.classes):
-                raise WeightsError(f"it knows {len(found.classes)} classes, not {len(classes)}.")
-            found = found._replace(classes=tuple(classes))
+        found = _told(found, norm_epsilon, canvases, classes)
         shapes = variable_shapes(len(found.classes), found.architecture)
         return Detector(found, torchvision.from_state_dict(state_dict, shapes))
     except ValueError as fault:
         raise WeightsError(f"{path}: {fault}") from fault
+
+
+def _told(
+    found: Description,
+    norm_epsilon: float | None,
+    canvases: Sequence[tuple[int, int]] | ShortSide | None,
+    classes: Sequence[str] | None,
+) -> Description:
+    """The description with what the caller knows better."""
+    if norm_epsilon is not None:
+        changed = dataclasses.replace(found.architecture, norm_epsilon=norm_epsilon)
+        found = found._replace(architecture=changed)
+    if canvases is not None:
+        rule = isinstance(canvases, ShortSide)
+        found = found._replace(canvases=canvases if rule else tuple(canvases))
+    if classes is not None:
+        if len(classes) != len(found.classes):
+            raise WeightsError(f"it knows {len(found.classes)} classes, not {len(classes)}.")
+        found = found._replace(classes=tuple(classes))
+    return found
 
 
 def load_checkpoint(path: str | pathlib.Path) -> Detector:

@@ -82,7 +82,7 @@ def test_single_scenes_have_one_object_that_counts(single):
     counts = np.bincount([scene.labels[0] for scene in single], minlength=9)[1:]
     assert np.all(np.abs(counts - 300 / 8) < 4 * np.sqrt(300 / 8))
     sides = [np.sqrt(np.prod(scene.boxes[0, 2:] - scene.boxes[0, :2])) for scene in single]
-    assert 40 < np.median(sides) < 60 and max(sides) > 85
+    assert 60 < np.median(sides) < 80 and max(sides) > 100
 
 
 def test_colours_of_single_objects_do_not_tell_the_class(single):

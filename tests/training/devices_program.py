@@ -13,7 +13,7 @@ import faster_rcnn_cases as cases
 import toy_regression as toy
 
 from jaxdet.systems import architectures, faster_rcnn
-from jaxdet.training import parallel, schedules, state, steps
+from jaxdet.training import optimizers, parallel, state, steps
 
 STEPS = 50
 NARROW = dataclasses.replace(
@@ -53,7 +53,7 @@ def small_faster_rcnn():
     """As above."""
     model = architectures.build(cases.K, NARROW, axis_name=parallel.AXIS)
     variables = state.initial_variables(jax.random.key(0), model, canvas=cases.CANVAS)
-    tx = schedules.sgd(0.02, clip_norm=5.0)
+    tx = optimizers.sgd(0.02, clip_norm=5.0)
     loss = functools.partial(faster_rcnn.loss, model, options=cases.LOSS)
     return state.init_state(jax.random.key(1), variables, tx), (loss, tx), pictures()
 

@@ -1,5 +1,9 @@
 """What is saved comes back, says what it is, and refuses to be something else."""
 
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +56,63 @@ def test_a_step_may_be_saved_again(saved):
     saved.save_last(at(2, shift=2.0), notes={"evaluated": True})
     assert saved.last_metadata()["evaluated"] is True
     assert toy.to_bytes(saved.restore(at(0))) == toy.to_bytes(at(2, shift=2.0))
+
+
+def test_notes_come_later(saved, tmp_path):
+    saved.save_last(at(2), notes={"evaluated": False, "misses": 1})
+    saved.note_last({"evaluated": True, "best": -np.inf})
+    found = {"evaluated": True, "misses": 1, "best": -np.inf, "step": 2}
+    assert found.items() <= saved.last_metadata().items()
+    assert toy.to_bytes(saved.restore(at(0))) == toy.to_bytes(at(2))
+    again = checkpoints.Checkpoints(tmp_path / "run/checkpoints")
+    assert again.last_metadata() == saved.last_metadata()
+    saved.save_last(at(4), notes={"evaluated": False})
+    assert saved.last_metadata()["evaluated"] is False
+    again.close()
+
+
+FULL_DISK = """
+import pathlib, resource, sys
+sys.path.insert(0, sys.argv[1])
+from test_checkpoints import at, checkpoints, jax, pytest, toy
+def large(step):
+    return at(step)._replace(frozen={"noise": jax.random.normal(jax.random.key(step), (200, 200))})
+saved = checkpoints.Checkpoints(sys.argv[2])
+saved.save_last(large(2))
+saved.save_last(large(4))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+with pytest.raises(checkpoints.CheckpointError) as error:
+    saved.save_last(large(6))
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert toy.to_bytes(saved.restore(large(0))) == toy.to_bytes(large(4))
+saved.save_last(large(6))  # There is room again.
+assert saved.last_step() == 6
+print(error.value)
+"""
+
+
+def test_a_full_disk_takes_nothing_away(tmp_path):
+    """No file may grow beyond a limit that is less than the arrays need."""
+    command = [sys.executable, "-c", FULL_DISK, pathlib.Path(__file__).parent, tmp_path / "c"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout
+    assert "Step 6 could not be saved" in told and "File too large" in told
+    assert f"Last good checkpoint: {tmp_path}/c/last/4." in told
+
+
+def test_a_folder_that_is_taken_away(saved, tmp_path):
+    saved.save_last(at(2))
+    series = tmp_path / "run/checkpoints/last"
+    series.rename(tmp_path / "elsewhere")
+    series.write_text("Something else has its name.")
+    with pytest.raises(checkpoints.CheckpointError, match="Step 4 could not be saved"):
+        saved.save_last(at(4))
+    series.unlink()
+    (tmp_path / "elsewhere").rename(series)
+    assert saved.last_step() == 2 and int(saved.restore(at(0)).step) == 2
+    saved.save_last(at(4))
+    assert saved.last_step() == 4
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,8 @@ def test_killed_between_best_and_last(whole, tmp_path, monkeypatch):
     def killed(*_, **__):
         raise Killed
 
-    # Step 8: evaluated, logged, saved as best, but not as the place to go on from.
-    monkeypatch.setattr(checkpoints.Checkpoints, "save_last", killed)
+    # Step 8: evaluated, logged, saved as best, but not noted as the place to go on from.
+    monkeypatch.setattr(checkpoints.Checkpoints, "note_last", killed)
     with pytest.raises(Killed):
         train(tmp_path, checkpoint_every=8)
     monkeypatch.undo()
@@ -135,14 +135,14 @@ def test_killed_between_best_and_last(whole, tmp_path, monkeypatch):
 
 
 def test_a_best_that_was_never_reached_again_is_forgotten(tmp_path, monkeypatch):
-    save_last = checkpoints.Checkpoints.save_last
+    note_last = checkpoints.Checkpoints.note_last
 
-    def killed_at_8(self, state, **options):
-        if int(state.step) == 8 and options["notes"]["evaluated"]:
+    def killed_at_8(self, notes):
+        if self.last_step() == 8:
             raise Killed
-        save_last(self, state, **options)
+        note_last(self, notes)
 
-    monkeypatch.setattr(checkpoints.Checkpoints, "save_last", killed_at_8)
+    monkeypatch.setattr(checkpoints.Checkpoints, "note_last", killed_at_8)
     with pytest.raises(Killed):
         train(tmp_path, checkpoint_every=4)
     monkeypatch.undo()

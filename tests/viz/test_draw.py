@@ -124,6 +124,14 @@ def test_contact_sheet_of_different_sizes_and_of_none():
         draw.contact_sheet([], 3)
 
 
+def test_titles_stand_above_the_picture(rng):
+    image = rng.integers(0, 255, (20, 200, 3)).astype(np.uint8)
+    once, twice = (draw.titled(image, text) for text in ("step 1", "step 2"))
+    np.testing.assert_array_equal(once[-20:], image)
+    assert once.shape[0] > 30 and (once[:-20] == draw.PAPER[0]).mean() > 0.8
+    assert np.any(once != twice)
+
+
 def test_side_by_side_keeps_both_pictures():
     left, right = plain(50, 200, 10), plain(50, 200, 20)
     got = draw.side_by_side(left, right)

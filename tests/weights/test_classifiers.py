@@ -84,14 +84,23 @@ def test_what_does_not_fit_is_named(weights_file, tmp_path):
         classifiers.load(weights_file, network=Network(width=8, n_stages=3))
     with pytest.raises(ValueError, match="resnet18"):
         classifiers.load("resnet19")
-    kept = Description(
-        Architecture(NETWORK), ("a", "b", "c"), (1, 2, 3), ((32, 32),), DetectOptions()
-    )
-    saved = checkpoints.Checkpoints(tmp_path / "run", metadata=description.to_metadata(kept))
-    saved.save_last(state.init_state(jax.random.key(0), {"params": {}}, optax.identity()))
+
+
+@pytest.mark.parametrize("n_boxes", [1, 2])
+def test_a_localizer_of_one_box_is_a_classifier(n_boxes, tmp_path):
+    spec = Architecture(NETWORK, n_boxes=n_boxes, features=4)
+    variables = drawn(localizer.build(3, spec))
+    kept = Description(spec, ("a", "b", "c"), (1, 2, 3), ((32, 32),), DetectOptions())
+    saved = checkpoints.Checkpoints(tmp_path, metadata=description.to_metadata(kept))
+    saved.save_last(state.init_state(jax.random.key(0), variables, optax.identity()))
     saved.close()
-    with pytest.raises(ValueError, match="holds a localizer"):
-        classifiers.load(tmp_path / "run")
+    if n_boxes == 2:
+        with pytest.raises(ValueError, match="n_boxes=2"):
+            classifiers.load(tmp_path)
+    else:
+        found = classifiers.load(tmp_path)
+        assert found.classes == ("a", "b", "c")
+        assert_equal(found.variables, {k: {"network": v["network"]} for k, v in variables.items()})
 
 
 @pytest.mark.parametrize("new_head", [True, False])

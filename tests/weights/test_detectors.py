@@ -104,6 +104,10 @@ def test_checkpoints_there_and_back(tmp_path):
     assert after.description == described
     for kind, tree in before.variables.items():
         jax.tree.map(np.testing.assert_array_equal, after.variables[kind], tree)
+    told = detectors.load(tmp_path / "run", classes=("c", "d"), canvases=[(64, 96)])
+    assert told.description == described._replace(classes=("c", "d"), canvases=((64, 96),))
+    with pytest.raises(ValueError, match="knows 2 classes, not 1"):
+        detectors.load(tmp_path / "run", classes=("c",))
     with pytest.raises(ValueError, match="new or empty"):
         detectors.save_checkpoint(tmp_path / "run", before)
 

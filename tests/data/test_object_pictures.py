@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxdet.data import objects
+from jaxdet.data import object_pictures
 from jaxdet.data.assemble import Found, assemble
 from jaxdet.data.records import Source
 from jaxdet.data.reports import Report
@@ -39,17 +39,17 @@ SOURCE = source_of([A, B], [A], [], [A, CROWD], [HARD], [B, SMALL])
 
 
 def test_pictures_with_a_count_of_objects():
-    single = objects.with_count(SOURCE, 1)
+    single = object_pictures.with_count(SOURCE, 1)
     assert [a.image_id for a in single.annotations] == [20]
     assert single[0][0][0, 0, 2] == 1 and single.category_ids == (3, 7)
     assert "With 1 object: 1 of 6 pictures." in single.notes
-    assert [a.image_id for a in objects.with_count(SOURCE, 2).annotations] == [10, 60]
+    assert [a.image_id for a in object_pictures.with_count(SOURCE, 2).annotations] == [10, 60]
     with pytest.raises(ValueError, match="Got 3"):
-        objects.with_count(SOURCE, 3)
+        object_pictures.with_count(SOURCE, 3)
 
 
 def test_crops_are_the_pixels_of_the_objects():
-    cut = objects.crops(SOURCE)
+    cut = object_pictures.crops(SOURCE)
     # Neither the crowd, nor the difficult one, nor the one of 5 px.
     assert [a.labels.tolist() for a in cut.annotations] == [[1], [2], [1], [1], [2]]
     for index, (number, (y1, x1, y2, x2)) in enumerate(
@@ -64,7 +64,7 @@ def test_crops_are_the_pixels_of_the_objects():
 
 
 def test_context_ends_at_the_border():
-    cut = objects.crops(SOURCE, context=0.5)
+    cut = object_pictures.crops(SOURCE, context=0.5)
     # A has 20 x 20: ten pixels on each side, of which five are above the picture.
     np.testing.assert_array_equal(cut[0][0], picture(0)[0:35, 0:40])
     np.testing.assert_array_equal(cut[1][0], picture(0)[10:40, 30:60])
@@ -73,6 +73,6 @@ def test_context_ends_at_the_border():
 @pytest.mark.parametrize("wrong", [{"context": -0.1}, {"min_side": 0.5}], ids=str)
 def test_rejects(wrong):
     with pytest.raises(ValueError, match=str(*wrong.values())):
-        objects.crops(SOURCE, **wrong)
+        object_pictures.crops(SOURCE, **wrong)
     with pytest.raises(ValueError, match="no object"):
-        objects.crops(source_of([], [CROWD]))
+        object_pictures.crops(source_of([], [CROWD]))

@@ -1,0 +1,218 @@
+"""Iterative box adjustment: boxes near objects are moved until they settle.
+
+Source    Gidaris & Komodakis 2015 (arXiv:1505.01749v3), section 5; Cai & Vasconcelos 2018
+          (arXiv:1712.00726v1), section 3.1.
+Expected  TODO
+Run       python experiments/box_adjustment.py
+Check     python experiments/box_adjustment.py smoke
+Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/,
+          curves.png, results.json (mean IoU by number of steps), adjusted.png (dashed: starts)
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tyro.conf import OmitArgPrefixes
+
+from jaxdet.data import pipeline, selection, sources
+from jaxdet.data.augment import Augmentation
+from jaxdet.data.selection import Selection
+from jaxdet.features import fpn, norm, resnet
+from jaxdet.geometry import iou as iou_ops
+from jaxdet.metrics.localization import MIN_IOU
+from jaxdet.regions.heads import RoIHeads, TwoMLPHead
+from jaxdet.structures import Batch
+from jaxdet.systems import box_adjuster, classifier
+from jaxdet.systems.box_adjuster import BoxAdjuster, LossOptions
+from jaxdet.training import checkpoints, fit, logging, parallel, recipes, state, steps
+from jaxdet.viz import draw, figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every number of this experiment; each field is also a flag."""
+
+    selection: OmitArgPrefixes[Selection] = Selection()
+    canvases: tuple[tuple[int, int], ...] = ((128, 128),)
+    """(height, width) of the arrays that pictures are resized onto, multiples of 8."""
+    augmentation: Augmentation = Augmentation(vertical_flip=0.5, brightness=0.2, contrast=0.2)
+    width: int = 24
+    """Channels of the first of two stages of a ResNet-18."""
+    features: int = 256
+    """Width of the head."""
+    loss: LossOptions = LossOptions()
+    shift: float = 0.4
+    """How far from objects boxes start that are evaluated: largest shift, in sides."""
+    stretch: float = 0.5
+    """Likewise: largest change of a side's logarithm."""
+    counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10)
+    """Steps of adjustment that are evaluated."""
+    training: OmitArgPrefixes[fit.Options] = fit.Options(
+        batch_size=16,
+        steps=800,
+        optimizer="adamw",
+        learning_rate=1.5e-3,
+        weight_decay=0.05,
+        warmup_steps=100,
+        ema_decay=0.99,
+        evaluate_every=400,
+    )
+    out: pathlib.Path = pathlib.Path("runs/box_adjustment")
+    """Folder of the run; one with checkpoints is gone on with."""
+
+
+SMOKE = Config(
+    selection=Selection(scenes="tiny"),
+    width=16,
+    features=16,
+    counts=(0, 1, 3),
+    training=fit.Options(
+        batch_size=4, steps=4, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
+    ),
+    out=pathlib.Path("runs/box_adjustment_smoke"),
+)
+CONFIGS = {
+    "shapes": ("Generated scenes.", Config()),
+    "smoke": ("Seconds; does every part work?", SMOKE),
+}
+# What may differ when a run is gone on with.
+FREE = (*selection.FREE, "out")
+
+
+def main(config: Config) -> dict[str, float]:
+    """Trains, evaluates, writes; returns the mean IoU by number of steps on the test split."""
+    log = logging.MetricsLog(config.out)
+    begun = time.perf_counter() - log.seconds()  # What earlier starts took counts too.
+    chosen, options = config.selection, config.training
+    train, rates = selection.open_training(chosen)
+    val, test = (
+        selection.open_split(chosen, split, classes=train.classes)
+        for split in (chosen.val_split, chosen.test_split)
+    )
+    print(sources.describe(train), flush=True)
+    batches = pipeline.train_pipeline(
+        train,
+        canvases=config.canvases,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        augmentation=config.augmentation,
+        rates=rates,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        cache_bytes=chosen.cache_mb << 20,
+    )
+    dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
+    layer = functools.partial(norm.BatchNorm, axis_name=parallel.AXIS, use_fast_variance=False)
+    body = resnet.resnet(18, n_stages=2, width=config.width, norm=layer, dtype=dtype)
+    model = BoxAdjuster(
+        fpn.SingleLevelBackbone(body),
+        RoIHeads(TwoMLPHead(config.features, dtype), box_adjuster.Deltas(), 1, aligned=True),
+    )
+    variables = state.initial_variables(
+        jax.random.key(options.seed), model, canvas=config.canvases[0]
+    )
+    measure = functools.partial(measure_steps, compile_sums(config, model))
+    plain = functools.partial(
+        pipeline.eval_pipeline, canvases=config.canvases, batch_size=options.batch_size
+    )
+
+    def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
+        del step
+        return measure(variables, pipeline.iterate(plain(val)))
+
+    fit.fit(
+        variables,
+        loss_fn=functools.partial(box_adjuster.loss, model, options=config.loss),
+        batches=functools.partial(
+            pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
+        ),
+        evaluate=evaluate,
+        best_metric=f"iou_{config.counts[-1]}",
+        options=options,
+        out=config.out,
+        log=log,
+        metadata={"classes": train.classes, "config": recipes.as_json(config)},
+        free=FREE,
+    )
+    variables, _ = checkpoints.load_variables(config.out)
+    metrics = measure(variables, pipeline.iterate(plain(test)))
+    print("steps  mean IoU  IoU >= 0.5")
+    for n in config.counts:
+        print(f"{n:5}  {metrics[f'iou_{n}']:8.3f}  {metrics[f'right_{n}']:10.3f}")
+    draw_adjusted(config, model, variables, plain(test)[0], train.classes)
+    figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
+    logging.write_results(
+        config.out / "results.json",
+        metrics,
+        seconds=time.perf_counter() - begun,
+        seed=options.seed,
+    )
+    return metrics
+
+
+def starts(config: Config, batch: Batch) -> jax.Array:
+    """Boxes near the objects, always the same."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+        jax.random.key(config.training.seed), batch.records
+    )
+    near = functools.partial(
+        box_adjuster.jitter, n_candidates=1, shift=config.shift, stretch=config.stretch
+    )
+    return jax.vmap(near)(keys, batch.instances.boxes)[:, :, 0]
+
+
+def compile_sums(config: Config, model: BoxAdjuster) -> Any:
+    """Mean IoU and share of right boxes of a batch, as (sum, count), after each count of steps."""
+
+    def sums(variables: Any, batch: Batch) -> steps.Sums:
+        near, truth = starts(config, batch), batch.instances
+        counts = classifier.counted(truth) & (batch.records >= 0)[:, None]
+        total = jnp.sum(counts, dtype=jnp.float32)
+        found = {}
+        for n in config.counts:
+            moved = box_adjuster.adjust(model, variables, batch.images, near, max_steps=n)
+            overlaps = jnp.where(counts, iou_ops.iou(moved.boxes, truth.boxes), 0)
+            found[f"iou_{n}"] = (jnp.sum(overlaps), total)
+            found[f"right_{n}"] = (jnp.sum(overlaps >= MIN_IOU, dtype=jnp.float32), total)
+        return found
+
+    return jax.jit(sums)
+
+
+def measure_steps(
+    sums: Any, variables: dict[str, Any], batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Means of `compile_sums` over batches."""
+    parts = (jax.device_get(sums(variables, batch)) for batch in batches)
+    means = steps.means(functools.reduce(steps.merge, parts, {}))
+    return {name: float(value) for name, value in means.items()}
+
+
+def draw_adjusted(
+    config: Config, model: BoxAdjuster, variables: Any, batch: Batch, classes: tuple[str, ...]
+) -> None:
+    """Where boxes started, dashed, and where they settled, of a few pictures."""
+    near = starts(config, batch)
+    moved = jax.jit(functools.partial(box_adjuster.adjust, model))(variables, batch.images, near)
+    pictures = []
+    for i in range(min(8, len(near))):
+        kept = np.array(batch.instances.valid[i])
+        boxes, labels = (
+            np.concatenate([np.array(a[i])[kept], np.array(b[i])[kept]])
+            for a, b in ((near, moved.boxes), (batch.instances.labels,) * 2)
+        )
+        begun = np.arange(len(boxes)) < kept.sum()
+        pixels = np.array(batch.images.pixels[i])
+        pictures.append(draw.draw_boxes(pixels, boxes, labels, classes, ignored=begun))
+    draw.save_png(config.out / "adjusted.png", draw.contact_sheet(pictures, 4))
+
+
+if __name__ == "__main__":
+    recipes.run_experiment(main, CONFIGS, default="shapes", description=__doc__ or "")
