@@ -1,7 +1,7 @@
 """OverFeat: a classifier of windows slides over pictures at several scales, and boxes merge.
 
 Source    Sermanet et al. 2014 (arXiv:1312.6229v4).
-Expected  TODO
+Expected  not yet measured to the end: classification loss 1.6 after 460 steps of 8 pictures
 Run       python experiments/overfeat.py
           python experiments/overfeat.py folder --data PATH
 Check     python experiments/overfeat.py smoke
@@ -49,10 +49,10 @@ class Config:
     architecture: Architecture = Architecture()
     loss: LossOptions = LossOptions()
     detect: DetectOptions = DetectOptions()
-    classifier: fit.Options = fit.Options()
-    """Of the first stage: features and classifier."""
-    training: OmitArgPrefixes[fit.Options] = fit.Options()
-    """Of the second: boxes, by what the classifier's features say."""
+    training: OmitArgPrefixes[fit.Options] = fit.Options(best_metric="loss", lower_is_better=True)
+    """Of features and classifier."""
+    box_steps: int = 1000
+    """Updates of the box regressor after that, which is trained otherwise alike."""
     n_pictures: int = 8
     """Pictures drawn at each evaluation."""
     out: pathlib.Path = pathlib.Path("runs/overfeat")
@@ -64,41 +64,38 @@ SHAPES = Config(
     architecture=Architecture("small", dropout=0.0, box_hidden=(256, 128)),
     loss=LossOptions(window_sides=(34.0, 96.0)),
     detect=DetectOptions(scales=(0.5, 0.71, 1.0, 1.41)),
-    classifier=fit.Options(
+    training=fit.Options(
         batch_size=8,
         steps=1600,
         optimizer="adamw",
         learning_rate=2e-3,
         weight_decay=0.02,
         warmup_steps=100,
-        ema_decay=0.995,
-        evaluate_every=1600,
-        checkpoint_every=800,
-    ),
-    training=fit.Options(
-        batch_size=8,
-        steps=800,
-        optimizer="adamw",
-        learning_rate=2e-3,
-        weight_decay=0.02,
-        warmup_steps=50,
         ema_decay=0.99,
         evaluate_every=800,
-        checkpoint_every=400,
+        checkpoint_every=800,
+        best_metric="loss",
+        lower_is_better=True,
     ),
+    box_steps=800,
 )
 SMOKE = dataclasses.replace(
     SHAPES,
     selection=Selection(scenes="tiny"),
     loss=LossOptions(sample_size=4, window_sides=(34.0, 96.0)),
-    detect=DetectOptions(scales=(0.5, 0.71), fine=False, max_candidates=20, max_detections=10),
-    classifier=fit.Options(
-        batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
-    ),
+    detect=DetectOptions(scales=(0.5,), max_candidates=20, max_detections=10),
     training=fit.Options(
-        batch_size=4, steps=2, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
+        batch_size=4,
+        steps=2,
+        warmup_steps=1,
+        evaluate_every=2,
+        checkpoint_every=2,
+        log_every=1,
+        best_metric="loss",
+        lower_is_better=True,
     ),
-    n_pictures=2,
+    box_steps=2,
+    n_pictures=1,
     out=pathlib.Path("runs/overfeat_smoke"),
 )
 FOLDER = dataclasses.replace(
@@ -107,17 +104,17 @@ FOLDER = dataclasses.replace(
     canvases=((320, 416), (416, 320)),
     loss=LossOptions(window_sides=(48.0, 320.0)),
     detect=DetectOptions(scales=(0.2, 0.35, 0.6, 1.0)),
-    classifier=dataclasses.replace(SHAPES.classifier, steps=4000, evaluate_every=2000),
-    training=dataclasses.replace(SHAPES.training, steps=2000, evaluate_every=1000),
+    training=dataclasses.replace(SHAPES.training, steps=4000, evaluate_every=2000),
+    box_steps=2000,
     out=pathlib.Path("runs/overfeat_folder"),
 )
 CONFIGS = {
-    "shapes": ("Generated scenes; minutes on two CPU cores.", SHAPES),
+    "shapes": ("Generated scenes.", SHAPES),
     "smoke": ("Seconds; does every part work?", SMOKE),
     "folder": ("Your own pictures (--data PATH).", FOLDER),
 }
 # What may differ when a run is gone on with.
-FREE = (*selection.FREE, "n_pictures", "out")
+FREE = (*selection.FREE, "box_steps", "n_pictures", "out")
 
 
 def main(config: Config) -> dict[str, float]:
@@ -141,10 +138,11 @@ def main(config: Config) -> dict[str, float]:
 
     run = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
     classes = config.loss._replace(train_boxes=False)
-    run(variables, classes, config.classifier, out=config.out / "classifier")
+    run(variables, classes, config.training, out=config.out / "classifier")
     variables, _ = checkpoints.load_variables(config.out / "classifier")
     boxes = config.loss._replace(train_classifier=False)
-    run(variables, boxes, config.training, out=config.out)
+    options = dataclasses.replace(config.training, steps=config.box_steps, best_metric=None)
+    run(variables, boxes, options, out=config.out)
     return report(config, begun=begun)
 
 
@@ -188,7 +186,7 @@ def run_stage(
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
         losses = val_losses(variables)
         if not loss_options.train_boxes:
-            return losses | {"negative_loss": -losses["loss"]}
+            return losses
         found = predictor.detect_source(finder, variables, val, batch_size=options.batch_size)
         sheet = predictor.contact_sheet(val, found, n_pictures=config.n_pictures)
         draw.save_png(out / "pictures" / f"val_{step:06d}.png", sheet)
@@ -202,7 +200,7 @@ def run_stage(
             pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
         ),
         evaluate=evaluate,
-        best_metric="AP50" if loss_options.train_boxes else "negative_loss",
+        best_metric="AP50" if loss_options.train_boxes else "loss",
         options=options,
         out=out,
         log=log,
@@ -220,10 +218,14 @@ def ways_to_look(config: Config) -> dict[str, DetectOptions]:
     # The scale at which the picture is one window.
     one_window = overfeat.DESIGNS[config.architecture.design].size / max(config.canvases[0])
     surest = {"fine": False, "score_threshold": 0.0, "max_candidates": 1}
-    return {
+    ways = {
         "the picture as one window": all_scales._replace(scales=(one_window,), **surest),
         "one scale, coarse": all_scales._replace(scales=(middle,), fine=False),
         "one scale, fine": all_scales._replace(scales=(middle,)),
+    }
+    if len(all_scales.scales) == 1:
+        return ways
+    return ways | {
         "all scales, coarse": all_scales._replace(fine=False),
         "all scales, fine, not merged": all_scales._replace(merge_threshold=-1.0),
         "all scales, fine": all_scales,

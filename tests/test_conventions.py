@@ -25,6 +25,7 @@ POSITIONAL_DEFAULTS = {
 TEST_NAMES = {
     "losses/boxes.py": "test_box_losses.py",
     "features/overfeat.py": "test_overfeat_network.py",
+    "features/dense.py": "test_dense_layers.py",
 }
 # Records without behaviour.
 UNTESTED = {"structures.py"}

@@ -425,3 +425,39 @@ def test_adjusts_boxes(data_dir, tmp_path):
     # Boxes start where the jitter puts them, whatever was learnt.
     assert 0.3 < metrics["iou_0"] < 0.7
     assert metrics.keys() == {f"{kind}_{n}" for kind in ("iou", "right") for n in (0, 1, 3)}
+
+
+def test_deep_pose_trains_its_stages(data_dir, tmp_path):
+    out = tmp_path / "run"
+    metrics = run_script("deep_pose", ["smoke", "--data-dir", data_dir, "--out", out])
+    assert metrics.keys() == {"PCK", "PCK1", "PCK2", "PDJ", "PCP"}
+    names = ("stage1/curves.png", "stage2/pictures/val_000003.png", "pictures/test.png")
+    assert all(cv2.imread(str(out / name)) is not None for name in names)
+    poses = json.loads((out / "poses.json").read_text())
+    source = shapes.load("test", data_dir=data_dir, config=shapes.TINY)
+    assert len(poses) == sum(int((~a.crowd).sum()) for a in source.annotations)
+    assert all(len(row["keypoints"]) == 15 for row in poses)
+    first, last = (checkpoints.load_variables(out / f"stage{i}") for i in (1, 2))
+    for a, b in zip(
+        *(jax.tree.leaves(v["params"]["stages_0"]) for v, _ in (first, last)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    # What the second stage was trained to expect is kept with it.
+    assert len(last[1]["errors"]) == 1 and len(last[1]["errors"][0]["mean"]) == 5
+
+
+def test_overfeat_trains_the_classifier_then_the_boxes(data_dir, tmp_path):
+    out = tmp_path / "run"
+    run_script("overfeat", ["smoke", "--data-dir", data_dir, "--out", out])
+    for name in ("scales.png", "curves.png", "classifier/curves.png", "pictures/test.png"):
+        assert cv2.imread(str(out / name)) is not None, name
+    table = json.loads((out / "table.json").read_text())
+    assert list(table) == ["the picture as one window", "one scale, coarse", "one scale, fine"]
+    before, after = (
+        checkpoints.load_variables(path)[0]["params"] for path in (out / "classifier", out)
+    )
+    jax.tree.map(np.testing.assert_array_equal, before["network"], after["network"])
+    moved = jax.tree.map(
+        lambda a, b: not np.array_equal(a, b), before["regressor"], after["regressor"]
+    )
+    assert any(jax.tree.leaves(moved))

@@ -31,14 +31,14 @@ class DenseStack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n d"], keys: Any = None, *, train: bool
+        self, x: Float[Array, "n d"], *, train: bool, keys: Any = None
     ) -> Float[Array, "n k"]:
         """Returns what the last layer says, float32.
 
         Args:
           x: Flattened windows, see `conv.flatten`.
-          keys: One a window, for dropout: what is dropped does not depend on the others.
           train: Whether there is dropout.
+          keys: One a window, for dropout: what is dropped does not depend on the others.
         """
         if train and self.dropout and keys is None:
             raise ValueError(f"keys are needed for dropout. Got None with {self.dropout}")

@@ -148,17 +148,17 @@ class OverFeat(nn.Module):
         return self.features(x, sizes, train=train)
 
     def logits(
-        self, x: Float[Array, "b h w c"], keys: Any = None, *, train: bool
+        self, x: Float[Array, "b h w c"], *, train: bool, keys: Any = None
     ) -> Float[Array, "b k"]:
         """Returns what the classifier says of pictures of the size that it reads.
 
         Args:
           x: Normalized images, `design.size` pixels wide and high.
-          keys: One an image, for dropout.
           train: Whether there is dropout.
+          keys: One an image, for dropout.
         """
         maps = self(x, jnp.full((len(x), 2), self.design.size, jnp.int32), train=train)[-1]
-        return self.classifier(flatten(pooled(maps, self.design)), keys, train=train)
+        return self.classifier(flatten(pooled(maps, self.design)), train=train, keys=keys)
 
 
 def pooled(

@@ -8,14 +8,23 @@ Letters: j joints and l limbs of an object.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import keypoints as keypoint_ops
 
 Counts = tuple[Float[Array, " j"], Float[Array, " j"]]
+
+
+class Errors(NamedTuple):
+    """How a stage is wrong about each joint, in diameters of the pose: a normal distribution."""
+
+    mean: tuple[tuple[float, float], ...]  # (x, y) of each joint.
+    std: tuple[tuple[float, float], ...]
 
 
 def pck(
@@ -108,6 +117,32 @@ def mean(counts: Counts) -> Float[Array, ""]:
     found, counted = counts
     shares = found / jnp.maximum(counted, 1)
     return jnp.sum(shares) / jnp.maximum(jnp.sum(counted > 0), 1)
+
+
+def measure_errors(
+    joints: Float[np.ndarray, "n j 2"],
+    truth: Float[np.ndarray, "n j 3"],
+    sizes: Float[np.ndarray, " n"],
+) -> Errors:
+    """Returns how a stage is wrong, over the training set: what the next one must expect.
+
+    Args:
+      joints: What the stage said, pixels.
+      truth: (x, y, visibility); joints of visibility 0 are left out.
+      sizes: Diameters of the true poses, pixels.
+
+    Returns:
+      Mean and standard deviation of each joint's errors; 0 for joints that are never labelled.
+
+    Source:
+      Toshev & Szegedy 2014 (arXiv:1312.4659v3), section 3.2, "Training".
+    """
+    off = (joints - truth[..., :2]) / np.maximum(sizes, 1)[:, None, None]
+    known = truth[..., 2:] > 0
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.sum(off, axis=0, where=known) / count
+    std = np.sqrt(np.sum((off - mean[None]) ** 2, axis=0, where=known) / count)
+    return Errors(*(tuple((float(x), float(y)) for x, y in rows) for rows in (mean, std)))
 
 
 def _within(

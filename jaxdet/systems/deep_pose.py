@@ -7,8 +7,8 @@ m      crops of an image in a training step.
 
 Joints are regressed in the frame of their crop: (joint - center) / size. Later stages see each
 joint's neighbourhood at a finer scale, and correct that joint alone. They are trained on crops
-around true joints, displaced as the stage before is wrong (`measure_errors`); so one stage is
-trained after the other (`LossOptions.stages`).
+around true joints, displaced as the stage before is wrong (`metrics.pose.measure_errors`); so one
+stage is trained after the other (`LossOptions.stages`).
 
 Source:
   Toshev & Szegedy 2014 (arXiv:1312.4659v3).
@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
 from jaxdet.features import dense, norm
@@ -40,6 +39,7 @@ from jaxdet.geometry import coders
 from jaxdet.geometry import keypoints as keypoint_ops
 from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
+from jaxdet.metrics.pose import Errors
 from jaxdet.regions import roi_align
 from jaxdet.structures import Batch, Images, Instances
 from jaxdet.targets import sampling
@@ -53,13 +53,6 @@ class Poses(NamedTuple):
 
     joints: Float32[Any, "b n s j 2"]  # x, y, after each stage; the last is the result.
     valid: Bool[Any, "b n"]
-
-
-class Errors(NamedTuple):
-    """How a stage is wrong about each joint, in diameters of the pose: a normal distribution."""
-
-    mean: tuple[tuple[float, float], ...]  # (x, y) of each joint.
-    std: tuple[tuple[float, float], ...]
 
 
 class LossOptions(NamedTuple):
@@ -108,21 +101,21 @@ class PoseRegressor(nn.Module):
 
     @nn.compact
     def __call__(
-        self, crops: Float[Array, "n h w 3"], keys: Any = None, *, train: bool
+        self, crops: Float[Array, "n h w 3"], *, train: bool, keys: Any = None
     ) -> Float[Array, "n j 2"]:
         """Returns joints in the frames of their crops.
 
         Args:
           crops: Normalized pixels.
-          keys: One a crop, for dropout.
           train: Whether there is dropout, and norms use the statistics of the batch.
+          keys: One a crop, for dropout.
         """
         maps = self.backbone(crops, norm.whole(crops), train=train)[-1]
         x = flatten(max_pool(maps, kernel_size=self.pool, padding=0))
         head = dense.DenseStack(
             (*self.hidden, 2 * self.n_joints), self.dropout, self.dtype, name="head"
         )
-        return head(x, keys, train=train).reshape(-1, self.n_joints, 2)
+        return head(x, train=train, keys=keys).reshape(-1, self.n_joints, 2)
 
 
 class DeepPose(nn.Module):
@@ -158,9 +151,9 @@ class DeepPose(nn.Module):
         stage: int,
         pixels: Float[Array, "b h w 3"],
         boxes: Float[Array, "b m 4"],
-        keys: Any = None,
         *,
         train: bool,
+        keys: Any = None,
     ) -> Float[Array, "b m j 2"]:
         """Returns where one stage sees the joints in the frames of boxes."""
         size = self.crop_size
@@ -168,7 +161,7 @@ class DeepPose(nn.Module):
         # Where a picture ends, its crops go on in the mean colour.
         crops = jax.vmap(cut)(pixels, boxes).reshape(-1, size, size, 3)
         keys = None if keys is None else keys.reshape(-1)
-        joints = self.stages[stage](crops, keys, train=train)
+        joints = self.stages[stage](crops, train=train, keys=keys)
         return joints.reshape(*boxes.shape[:2], *joints.shape[1:])
 
     def first_frames(self, boxes: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
@@ -287,7 +280,7 @@ def _loss(
         sample = functools.partial(_sample, model=model, stage=stage, options=options)
         crops = jax.vmap(sample)(keys[:, 0], truth)
         each = jax.vmap(functools.partial(jax.random.split, num=options.sample_size))(keys[:, 1])
-        codes = model.regress(stage, pixels, crops.frames, each, train=train)
+        codes = model.regress(stage, pixels, crops.frames, train=train, keys=each)
         squares = jnp.sum((codes - crops.targets) ** 2, axis=-1)
         counted = crops.counted & real[:, None, None]
         terms[f"stage{stage + 1}"] = classification.weighted_sum(squares, counted)
@@ -335,32 +328,6 @@ def _errors_of(
             raise ValueError(f"errors must be of {n_joints} joints. Got {options.errors[stage]}")
         return mean, std
     return jnp.zeros((n_joints, 2)), jnp.full((n_joints, 2), options.spread)
-
-
-def measure_errors(
-    joints: Float[np.ndarray, "n j 2"],
-    truth: Float[np.ndarray, "n j 3"],
-    sizes: Float[np.ndarray, " n"],
-) -> Errors:
-    """Returns how a stage is wrong, over the training set: what the next one must expect.
-
-    Args:
-      joints: What the stage said, pixels.
-      truth: (x, y, visibility); joints of visibility 0 are left out.
-      sizes: Diameters of the true poses, pixels.
-
-    Returns:
-      Mean and standard deviation of each joint's errors; 0 for joints that are never labelled.
-
-    Source:
-      Toshev & Szegedy 2014 (arXiv:1312.4659v3), section 3.2, "Training".
-    """
-    off = (joints - truth[..., :2]) / np.maximum(sizes, MIN_DIAMETER)[:, None, None]
-    known = truth[..., 2:] > 0
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.sum(off, axis=0, where=known) / count
-    std = np.sqrt(np.sum((off - mean[None]) ** 2, axis=0, where=known) / count)
-    return Errors(*(tuple((float(x), float(y)) for x, y in rows) for rows in (mean, std)))
 
 
 def predict(

@@ -37,7 +37,7 @@ from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
 from jaxdet.regions import roi_align
 from jaxdet.structures import Batch, Detections, Images, Instances
-from jaxdet.targets import matching
+from jaxdet.targets import matching, window_sampling
 from jaxdet.training.steps import Aux
 
 
@@ -55,8 +55,6 @@ class Architecture:
     """Whether all classes share one box."""
 
 
-# Share of an object's sides that may be outside of a window that is drawn around it.
-CUT_OFF = 0.4
 DESIGNS = {"fast": overfeat.FAST, "accurate": overfeat.ACCURATE, "small": overfeat.SMALL}
 
 
@@ -127,9 +125,9 @@ class OverFeat(nn.Module):
         self,
         pixels: Float[Array, "b h w 3"],
         windows: Float[Array, "b m 4"],
-        keys: Any = None,
         *,
         train: bool,
+        keys: Any = None,
     ) -> tuple[Float[Array, "b m k"], Float[Array, "b m j 4"]]:
         """Returns logits and corners in the windows' frames, of windows cut out one by one."""
         size = self.design.size
@@ -137,7 +135,7 @@ class OverFeat(nn.Module):
         crops = jax.vmap(cut)(pixels, windows).reshape(-1, size, size, 3)
         keys = None if keys is None else keys.reshape(-1)
         vectors = flatten(overfeat.pooled(self.maps(crops), self.design))
-        logits = self.network.classifier(vectors, keys, train=train)
+        logits = self.network.classifier(vectors, train=train, keys=keys)
         codes = self.regressor(jax.lax.stop_gradient(vectors), train=train)
         shape = windows.shape[:2]
         return logits.reshape(*shape, -1), codes.reshape(*shape, self.n_boxes, 4)
@@ -211,13 +209,20 @@ def _loss(
     if not (options.train_classifier or options.train_boxes):
         raise ValueError(f"train_classifier or train_boxes must be on. Got {options}")
     keys = jax.vmap(jax.random.split)(batch.keys)
-    sample = functools.partial(sample_windows, options=options)
-    windows = jax.vmap(sample)(keys[:, 0], batch.instances, batch.images.sizes)
+    sample = functools.partial(
+        window_sampling.sample_windows,
+        n=options.sample_size,
+        object_sides=options.object_sides,
+        window_sides=options.window_sides,
+    )
+    truth = batch.instances
+    objects = truth.valid & ~truth.crowd & ~truth.difficult
+    windows = jax.vmap(sample)(keys[:, 0], truth.boxes, objects, batch.images.sizes)
     matches = jax.vmap(functools.partial(_label, options=options))(windows, batch.instances)
     each = jax.vmap(functools.partial(jax.random.split, num=options.sample_size))(keys[:, 1])
     # What is not trained stays as it is when it predicts: without dropout.
     drops = train and options.train_classifier
-    logits, codes = model.crops(model.pixels(batch.images), windows, each, train=drops)
+    logits, codes = model.crops(model.pixels(batch.images), windows, train=drops, keys=each)
 
     real = (batch.records >= 0)[:, None]  # A picture that only fills the batch must not count.
     positive, known = matches.positive & real, (matches.positive | matches.negative) & real
@@ -236,45 +241,6 @@ def _loss(
         terms["box"] = classification.weighted_sum(squares, positive)
     hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     return terms, {"window_accuracy": classification.weighted_sum(hits, positive)}
-
-
-def sample_windows(
-    key: Any, truth: Instances, size: Int[Array, "2"], *, options: LossOptions
-) -> Float[Array, "m 4"]:
-    """Draws square windows of one image: half of them around objects, if there are any.
-
-    Args:
-      key: A jax.random key.
-      truth: Of this image.
-      size: (height, width) of the picture, pixels.
-      options: How many, and of which sizes.
-
-    Returns:
-      xyxy pixels. Those around objects may reach beyond the picture.
-    """
-    keys, m = jax.random.split(key, 5), options.sample_size
-    objects = truth.valid & ~truth.crowd & ~truth.difficult
-    chosen = jax.random.categorical(keys[0], jnp.where(objects, 0.0, -jnp.inf), shape=(m,))
-    centers, sides = box_ops.centers_and_sizes(truth.boxes[chosen])
-    share = jax.random.uniform(
-        keys[1], (m,), minval=options.object_sides[0], maxval=options.object_sides[1]
-    )
-    side = jnp.max(sides, axis=1) / share
-    # Anywhere in the window, somewhat cut off at the most.
-    room = (side[:, None] - sides) / 2 + CUT_OFF * sides
-    centers += room * jax.random.uniform(keys[2], (m, 2), minval=-1.0, maxval=1.0)
-
-    low, high = (jnp.log(x) for x in options.window_sides)
-    any_side = jnp.exp(jax.random.uniform(keys[3], (m,), minval=low, maxval=high))
-    limit = size[::-1].astype(jnp.float32)[None]
-    any_side = jnp.minimum(any_side, jnp.maximum(jnp.max(limit), 1))
-    free = jnp.maximum(limit - any_side[:, None], 0)
-    any_center = jax.random.uniform(keys[4], (m, 2)) * free + any_side[:, None] / 2
-
-    around = (jnp.arange(m) < m // 2) & objects.any()
-    center = jnp.where(around[:, None], centers, any_center)
-    side = jnp.where(around, side, any_side)[:, None]
-    return box_ops.from_centers_and_sizes(center, jnp.broadcast_to(side, center.shape))
 
 
 def _label(

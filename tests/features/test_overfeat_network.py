@@ -159,5 +159,5 @@ def test_dropout_needs_keys():
     with pytest.raises(ValueError, match="keys"):
         model.apply(variables, x, train=True, method="logits")
     keys = jax.random.split(jax.random.key(0))
-    rows = model.apply(variables, x, keys, train=True, method="logits")
+    rows = model.apply(variables, x, keys=keys, train=True, method="logits")
     assert not np.array_equal(rows[0], rows[1])

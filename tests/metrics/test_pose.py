@@ -70,3 +70,11 @@ def test_counts_add_up_over_pictures():
     parts = [pose.pcp(JOINTS[i], TRUTH[i], limbs=((0, 1), (2, 3))) for i in range(2)]
     for number in (0, 1):
         np.testing.assert_array_equal(whole[number], parts[0][number] + parts[1][number])
+
+
+def test_errors_by_hand():
+    truth = np.array([[[0.0, 0, 2], [10, 0, 2]], [[0, 0, 1], [0, 0, 0]]])
+    joints = np.array([[[2.0, 0], [10, 5]], [[4, 8], [99, 99]]])
+    found = pose.measure_errors(joints, truth, np.array([10.0, 20.0]))
+    np.testing.assert_allclose(found.mean, [[0.2, 0.2], [0, 0.5]])
+    np.testing.assert_allclose(found.std, [[0, 0.2], [0, 0]])

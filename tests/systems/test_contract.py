@@ -74,7 +74,7 @@ def overfeat_system(**fields):
     model = overfeat.OverFeat(SMALL, cases.K, box_hidden=(128,), dropout=0.0, **fields)
     loss = overfeat.LossOptions(sample_size=48, window_sides=(24.0, 40.0))
     options = overfeat.DetectOptions(
-        scales=(1.0,), score_threshold=0.3, merge_threshold=1.0, max_candidates=60
+        scales=(1.0,), score_threshold=0.1, merge_threshold=1.0, max_candidates=60
     )
     return System(
         model.init,

@@ -89,9 +89,9 @@ def test_dropout_is_of_each_row_alone():
     x, keys = jnp.ones((4, 6)), jax.random.split(jax.random.key(0), 4)
     params = stack.init(jax.random.key(1), x, train=False)
     run = functools.partial(stack.apply, params, train=True)
-    got = run(x, keys)
+    got = run(x, keys=keys)
     assert len({float(row[0]) for row in got}) == 4
-    np.testing.assert_array_equal(run(x[1:3], keys[1:3]), got[1:3])
+    np.testing.assert_array_equal(run(x[1:3], keys=keys[1:3]), got[1:3])
     plain = stack.apply(params, x, train=False)
     np.testing.assert_array_equal(plain, jnp.broadcast_to(plain[:1], plain.shape))
     with pytest.raises(ValueError, match="keys"):
@@ -102,6 +102,6 @@ def test_dropout_keeps_the_mean():
     stack = dense.DenseStack((200, 1), dropout=0.3)
     x = jnp.ones((400, 5))
     params = jax.tree.map(jnp.ones_like, stack.init(jax.random.key(1), x, train=False))
-    dropped = stack.apply(params, x, jax.random.split(jax.random.key(0), 400), train=True)
+    dropped = stack.apply(params, x, keys=jax.random.split(jax.random.key(0), 400), train=True)
     assert np.std(dropped) > 10
     np.testing.assert_allclose(jnp.mean(dropped), 200 * 6 + 1, rtol=0.01)

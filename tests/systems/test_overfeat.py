@@ -1,0 +1,134 @@
+import functools
+
+import faster_rcnn_cases as cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.features.overfeat import ConvLayer, Design
+from jaxdet.geometry import iou as iou_ops
+from jaxdet.structures import Images
+from jaxdet.systems import overfeat
+from jaxdet.systems.overfeat import DetectOptions, LossOptions
+
+# Without padding: windows of 32 pixels, 8 apart.
+DESIGN = Design(
+    (ConvLayer(6, 5, pool=2), ConvLayer(8, 3, pool=2), ConvLayer(8, 1, pool=2)), (12,), 32
+)
+MODEL = overfeat.OverFeat(DESIGN, cases.K, box_hidden=(12,), dropout=0.0)
+BATCH = cases.make_batch()
+VARIABLES = cases.drawn(jax.eval_shape(MODEL.init, jax.random.key(0), BATCH.images))
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_looking_at_a_picture_is_looking_at_each_of_its_windows(fine):
+    """Dense equals sliding, boxes and all: windows are cut out of the pixels by hand."""
+    look = functools.partial(overfeat.look, MODEL, scale=1.0, fine=fine)
+    seen = jax.jit(look)(VARIABLES, BATCH.images)
+    step = 4 if fine else 8
+    n = (64 - 32) // step + 1
+    assert seen.scores.shape == (4, n, n, cases.K + 1)
+
+    @jax.jit
+    def alone(pixels):
+        images = Images(pixels, jnp.full((len(pixels), 2), 32, jnp.int32))
+        window = functools.partial(overfeat.look, MODEL, scale=1.0, fine=fine)
+        return window(VARIABLES, images)
+
+    for i, j in np.ndindex(n, n):
+        y, x = i * step, j * step
+        np.testing.assert_array_equal(seen.windows[i, j], [x, y, x + 32, y + 32])
+        want = alone(BATCH.images.pixels[:3, y : y + 32, x : x + 32])
+        np.testing.assert_allclose(seen.scores[:3, i, j], want.scores[:, 0, 0], atol=1e-4)
+        moved = want.boxes[:, 0, 0] + np.array([x, y, x, y]).reshape(1, 1, 4)
+        np.testing.assert_allclose(seen.boxes[:3, i, j], moved, rtol=1e-4, atol=1e-3)
+
+
+def test_windows_of_other_scales_are_in_pixels_of_the_canvas():
+    look = functools.partial(overfeat.look, MODEL, VARIABLES, BATCH.images, fine=False)
+    seen = jax.jit(functools.partial(look, scale=1.5))()
+    np.testing.assert_allclose(seen.windows[0, 0], [0, 0, 32 / 1.5, 32 / 1.5], rtol=1e-5)
+    np.testing.assert_allclose(seen.windows[-1, -1], [64 - 32 / 1.5, 64 - 32 / 1.5, 64, 64])
+    # Smaller than a window: the rest of it is filled up.
+    seen = jax.jit(functools.partial(look, scale=0.25))()
+    assert seen.windows.shape == (1, 1, 4)
+    np.testing.assert_allclose(seen.windows[0, 0], [0, 0, 128, 128])
+
+
+def test_what_is_trained():
+    def slope(options):
+        def total(params):
+            terms, _ = overfeat.loss(MODEL, {"params": params}, BATCH, train=True, options=options)
+            return sum(s / jnp.maximum(n, 1) for s, n in terms.values())
+
+        return jax.jit(jax.grad(total))(VARIABLES["params"])
+
+    boxes = slope(LossOptions(train_classifier=False))
+    assert not any(x.any() for x in jax.tree.leaves(boxes["network"]))
+    assert all(x.any() for x in jax.tree.leaves(boxes["regressor"]))
+    classes = slope(LossOptions(train_boxes=False))
+    assert all(x.any() for x in jax.tree.leaves(classes["network"]))
+    assert not any(x.any() for x in jax.tree.leaves(classes["regressor"]))
+    only_boxes = LossOptions(train_classifier=False)
+    assert overfeat.is_trainable("regressor/0/kernel", options=only_boxes)
+    assert not overfeat.is_trainable("network/features/0/kernel", options=only_boxes)
+    nothing = LossOptions(train_classifier=False, train_boxes=False)
+    with pytest.raises(ValueError, match="must be on"):
+        overfeat.loss(MODEL, VARIABLES, BATCH, train=True, options=nothing)
+
+
+def merge(scores, boxes, **options):
+    """One image of 64 x 64, windows all inside."""
+    inside, size = jnp.ones(len(scores), bool), jnp.array([64, 64])
+    run = functools.partial(overfeat._merge, options=DetectOptions(**options))
+    return jax.jit(run)(jnp.asarray(scores), jnp.asarray(boxes), inside, size)
+
+
+def test_windows_that_agree_add_up():
+    """By hand: two windows see class 1 at one place, a third sees class 2 at the border."""
+    boxes = np.zeros((4, 2, 4), np.float32)
+    boxes[0, 0], boxes[1, 0] = [10, 10, 30, 30], [12, 10, 32, 30]
+    boxes[2, 1], boxes[3, 1] = [50, 50, 70, 80], [50, 50, 64, 64]
+    scores = np.array(
+        [[0.1, 0.9, 0.0], [0.4, 0.6, 0.0], [0.2, 0.0, 0.8], [0.6, 0.0, 0.4]], np.float32
+    )
+    found = merge(scores, boxes)
+    np.testing.assert_allclose(found.boxes[:2], [[11, 10, 31, 30], [50, 50, 64, 64]])
+    np.testing.assert_allclose(found.scores[:2], [1.5 / 2.5, 0.8 / 1.8], rtol=1e-6)
+    np.testing.assert_array_equal(found.labels[:3], [1, 2, 0])
+    assert found.valid.sum() == 2
+    apart = merge(scores, boxes, merge_threshold=-1.0)
+    assert apart.valid.sum() == 3
+    assert merge(scores, boxes, score_threshold=0.3).scores[1] == pytest.approx(1.2 / 2.2)
+
+
+def test_more_looks_find_more(monkeypatch):
+    """A classifier that knows its windows: scales differ in which objects fill their window."""
+
+    def look(model, variables, images, *, scale, fine):
+        step = 4 if fine else 8
+        side, last = 32 / scale, 64 - 32 / scale
+        start = jnp.arange(0, last + 1e-3, step / scale)
+        x, y = jnp.meshgrid(start, start)
+        windows = jnp.stack([x, y, x + side, y + side], axis=-1)
+        overlap = jax.vmap(lambda b: iou_ops.pairwise_iou(windows.reshape(-1, 4), b))
+        iou = overlap(BATCH.instances.boxes).reshape(4, *x.shape, -1)
+        best, which = iou.max(axis=-1), iou.argmax(axis=-1)
+        take = jax.vmap(lambda rows, index: rows[index])
+        labels = jnp.where(best > 0.5, take(BATCH.instances.labels, which), 0)
+        boxes = take(BATCH.instances.boxes, which)[..., None, :]
+        return overfeat.Windows(jax.nn.one_hot(labels, cases.K + 1), boxes, windows)
+
+    monkeypatch.setattr(overfeat, "look", look)
+    model = MODEL.clone(class_agnostic=True)
+
+    def n_found(**options):
+        run = functools.partial(overfeat.detect, model, {}, options=DetectOptions(**options))
+        found = jax.jit(run)(BATCH.images)
+        return int(found.valid.sum())
+
+    # Squares of 18, 20, 20, 20 (a crowd is an object here) and 26 px.
+    whole = n_found(scales=(0.5,), fine=False)
+    one = n_found(scales=(1.0,))
+    assert (whole, one, n_found(scales=(0.5, 1.0, 1.5))) == (0, 1, 5)
