@@ -29,12 +29,13 @@ from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Source
 from jaxdet.data.selection import Selection
+from jaxdet.features.networks import Network
 from jaxdet.metrics import coco, pose
 from jaxdet.metrics.pose import Errors
 from jaxdet.structures import Batch, Instances
 from jaxdet.systems import deep_pose
 from jaxdet.systems.deep_pose import Architecture, LossOptions, Poses
-from jaxdet.training import checkpoints, fit, logging, parallel, recipes, state
+from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import draw, figures, objects
 
 
@@ -69,27 +70,28 @@ class Config:
 
 
 SMALL = Architecture(
-    channels=((16,), (32,), (64,)),
+    network=Network(width=32, n_stages=2),
+    pool=0,
     hidden=(256,),
     dropout=0.0,
     torso=(1, 3),
-    crop_size=32,
+    crop_size=48,
     box_context=1.25,
     joint_context=1.0,
 )
 SHAPES = Config(
-    selection=Selection(),
+    selection=Selection(scenes="single"),
     canvases=((128, 128),),
     augmentation=Augmentation(vertical_flip=0.0, brightness=0.2, contrast=0.2),
     architecture=SMALL,
     limbs=((0, 1), (0, 2), (0, 3), (0, 4)),
-    sample_size=6,
+    sample_size=1,
     training=fit.Options(
-        batch_size=16,
+        batch_size=32,
         steps=3000,
         optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.02,
+        learning_rate=1.25e-3,
+        weight_decay=0.05,
         warmup_steps=100,
         ema_decay=0.995,
         evaluate_every=1000,
@@ -100,9 +102,9 @@ SHAPES = Config(
 )
 SMOKE = dataclasses.replace(
     SHAPES,
-    selection=Selection(scenes="tiny"),
+    selection=Selection(scenes="single_tiny"),
     architecture=dataclasses.replace(
-        SMALL, n_stages=2, channels=((16,), (16,)), hidden=(16,), crop_size=16
+        SMALL, n_stages=2, network=Network(width=16, n_stages=1), hidden=(16,), crop_size=16
     ),
     sample_size=2,
     n_measured=16,
@@ -126,7 +128,7 @@ FOLDER = dataclasses.replace(
     augmentation=Augmentation(scale=(0.8, 1.25), brightness=0.2, contrast=0.2, saturation=0.2),
     architecture=dataclasses.replace(
         SMALL,
-        channels=((32,), (64,), (128, 128), (256, 256)),
+        network=Network(),
         hidden=(512,),
         torso=(5, 12),
         crop_size=96,
@@ -162,6 +164,7 @@ def main(config: Config) -> dict[str, float]:
     model = deep_pose.build(
         n_joints,
         config.architecture,
+        axis_name=parallel.AXIS,
         dtype=jnp.bfloat16 if config.training.bfloat16 else jnp.float32,
     )
     variables = state.initial_variables(
@@ -174,11 +177,13 @@ def main(config: Config) -> dict[str, float]:
     for stage, name in enumerate(names):
         if stage:
             # A stage begins as the one before: it looks at the same objects from nearer by.
-            learnt = variables["params"][f"stages_{stage - 1}"]
-            variables["params"][f"stages_{stage}"] = learnt
+            for collection in variables.values():
+                if learnt := collection.get(f"stages_{stage - 1}"):
+                    collection[f"stages_{stage}"] = learnt
             errors.append(measure_errors(config, model, variables, train, stage=stage - 1))
         run_stage(config, variables, tuple(errors), model=model, train=train, rates=rates, val=val)
-        variables, _ = checkpoints.load_variables(config.out / name)
+        where = config.out / name
+        variables, _ = processes.on_first(lambda where=where: checkpoints.load_variables(where))
     return report(config, model, variables, train.classes, begun=begun)
 
 

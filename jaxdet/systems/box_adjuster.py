@@ -43,7 +43,7 @@ class LossOptions(NamedTuple):
     """What is learnt from."""
 
     n_candidates: int = 8  # Of each object.
-    shift: float = 0.3  # Largest shift of a candidate, in sides of the object.
+    shift: float = 0.3  # Largest shift of a candidate, in sides of the object; all smaller ones.
     stretch: float = 0.4  # Largest change of a side's logarithm.
     beta: float = 1 / 9  # Of the smooth L1 loss.
 
@@ -143,7 +143,11 @@ def loss(
     draw = functools.partial(
         jitter, n_candidates=options.n_candidates, shift=options.shift, stretch=options.stretch
     )
-    drawn = jax.vmap(draw)(batch.keys, truth.boxes)
+    keys = jax.vmap(jax.random.split)(batch.keys)
+    drawn = jax.vmap(draw)(keys[:, 0], truth.boxes)
+    # Far and near: a later step begins where an earlier one ended.
+    share = jax.vmap(lambda key: jax.random.uniform(key, (*drawn.shape[1:3], 1)))(keys[:, 1])
+    drawn = truth.boxes[:, :, None] + share * (drawn - truth.boxes[:, :, None])
     shape = (len(drawn), -1, 4)
     targets = jnp.broadcast_to(truth.boxes[:, :, None], drawn.shape).reshape(shape)
     counts = classifier.counted(truth) & (batch.records >= 0)[:, None]

@@ -30,10 +30,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from jaxdet.features import dense, norm
-from jaxdet.features.alexnet import AlexNetFeatures
+from jaxdet.features import dense, networks, norm
 from jaxdet.features.conv import flatten, max_pool
-from jaxdet.features.vgg import VGGFeatures
+from jaxdet.features.networks import Network
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders
 from jaxdet.geometry import keypoints as keypoint_ops
@@ -69,8 +68,10 @@ class Architecture:
     """A DeepPose in numbers that JSON can hold; the defaults are the paper's."""
 
     n_stages: int = 3
-    channels: tuple[tuple[int, ...], ...] = ()
-    """Of the 3x3 convolutions before each pooling, as in a VGG; an AlexNet if there are none."""
+    network: Network = Network("alexnet", norm="none")
+    """Of each stage, up to its last maps."""
+    pool: int = 3
+    """See `PoseRegressor`."""
     hidden: tuple[int, ...] = (4096, 4096)
     """Widths of the hidden dense layers."""
     dropout: float = 0.6
@@ -96,7 +97,7 @@ class PoseRegressor(nn.Module):
     dropout: float = 0.6
     """Of the hidden layers."""
     pool: int = 3
-    """Side of the windows of the last pooling, two cells apart."""
+    """Side of the windows of the last pooling, two cells apart; 0 for none."""
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -111,7 +112,7 @@ class PoseRegressor(nn.Module):
           keys: One a crop, for dropout.
         """
         maps = self.backbone(crops, norm.whole(crops), train=train)[-1]
-        x = flatten(max_pool(maps, kernel_size=self.pool, padding=0))
+        x = flatten(max_pool(maps, kernel_size=self.pool, padding=0) if self.pool else maps)
         head = dense.DenseStack(
             (*self.hidden, 2 * self.n_joints), self.dropout, self.dtype, name="head"
         )
@@ -178,27 +179,34 @@ class DeepPose(nn.Module):
 
 
 def build(
-    n_joints: int, architecture: Architecture = Architecture(), *, dtype: Any = jnp.float32
+    n_joints: int,
+    architecture: Architecture = Architecture(),
+    *,
+    axis_name: str | None = None,
+    dtype: Any = jnp.float32,
 ) -> DeepPose:
     """Returns the networks.
 
     Args:
       n_joints: Of an object.
       architecture: Their numbers.
+      axis_name: The mapped axis over which batch statistics are synchronized.
       dtype: Of the layers.
     """
     spec = architecture
-
-    def stage() -> PoseRegressor:
-        if spec.channels:
-            backbone: Any = VGGFeatures(spec.channels, dtype=dtype)
-        else:
-            backbone = AlexNetFeatures(dtype=dtype)
-        pool = 2 if spec.channels else 3
-        return PoseRegressor(backbone, n_joints, spec.hidden, spec.dropout, pool, dtype)
-
+    stages = tuple(
+        PoseRegressor(
+            networks.build(spec.network, num_classes=1, axis_name=axis_name, dtype=dtype),
+            n_joints,
+            spec.hidden,
+            spec.dropout,
+            spec.pool,
+            dtype,
+        )
+        for _ in range(spec.n_stages)
+    )
     return DeepPose(
-        tuple(stage() for _ in range(spec.n_stages)),
+        stages,
         torso=spec.torso,
         crop_size=spec.crop_size,
         box_context=spec.box_context,
