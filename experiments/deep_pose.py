@@ -70,7 +70,7 @@ class Config:
 
 
 SMALL = Architecture(
-    network=Network(width=32, n_stages=2),
+    network=Network(width=32, n_stages=3),
     pool=0,
     hidden=(256,),
     dropout=0.0,
@@ -88,7 +88,7 @@ SHAPES = Config(
     sample_size=1,
     training=fit.Options(
         batch_size=32,
-        steps=3000,
+        steps=5000,
         optimizer="adamw",
         learning_rate=1.25e-3,
         weight_decay=0.05,
@@ -97,7 +97,7 @@ SHAPES = Config(
         evaluate_every=1000,
         checkpoint_every=1000,
     ),
-    later_steps=1000,
+    later_steps=1500,
     out=pathlib.Path("runs/deep_pose_shapes"),
 )
 SMOKE = dataclasses.replace(

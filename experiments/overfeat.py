@@ -33,7 +33,7 @@ from jaxdet.metrics import coco
 from jaxdet.structures import Images
 from jaxdet.systems import overfeat
 from jaxdet.systems.overfeat import Architecture, DetectOptions, LossOptions
-from jaxdet.training import checkpoints, fit, logging, parallel, recipes, state
+from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import draw, figures, score_maps
 from jaxdet.weights.description import Description, to_metadata
 
@@ -139,7 +139,7 @@ def main(config: Config) -> dict[str, float]:
     run = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
     classes = config.loss._replace(train_boxes=False)
     run(variables, classes, config.training, out=config.out / "classifier")
-    variables, _ = checkpoints.load_variables(config.out / "classifier")
+    variables, _ = processes.on_first(lambda: checkpoints.load_variables(config.out / "classifier"))
     boxes = config.loss._replace(train_classifier=False)
     options = dataclasses.replace(config.training, steps=config.box_steps, best_metric=None)
     run(variables, boxes, options, out=config.out)
