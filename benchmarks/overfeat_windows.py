@@ -11,6 +11,7 @@ Columns   windows at the finest stride; multiplications (with their additions, i
 
 import dataclasses
 import functools
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -36,19 +37,15 @@ class Config:
     """Those of them that are also timed; 461 takes minutes for its 441 crops."""
     batch_size: int = 21
     """Crops at once."""
-    repeats: int = 3
-    """Of the dense way, of which the least time counts; crops are timed once."""
+    repeats: int = 5
+    """Of the dense way, spread over the crops, of which all are timed once; the median counts."""
 
 
-def seconds(run: Callable[[], Any], repeats: int) -> float:
-    """The least of the repeats, after one that is not timed."""
+def seconds(run: Callable[[], Any]) -> float:
+    """How long a call takes."""
+    begun = time.perf_counter()
     jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - begun)
-    return min(times)
+    return time.perf_counter() - begun
 
 
 def measure(config: Config, model: overfeat.OverFeat, variables: Any, side: int) -> list[float]:
@@ -74,15 +71,19 @@ def measure(config: Config, model: overfeat.OverFeat, variables: Any, side: int)
         jnp.stack(cut[i : i + config.batch_size]) for i in range(0, len(cut), config.batch_size)
     ]
 
-    def crops() -> list[jax.Array]:
-        return [classify(variables, batch) for batch in batches]
+    def look() -> jax.Array:
+        return dense(variables, picture)
 
-    jax.block_until_ready(classify(variables, batches[0]))
-    jax.block_until_ready(classify(variables, batches[-1]))
-    times = [seconds(lambda: dense(variables, picture), config.repeats)]
-    begun = time.perf_counter()
-    jax.block_until_ready(crops())
-    return [*times, time.perf_counter() - begun]
+    jax.block_until_ready(
+        [look(), classify(variables, batches[0]), classify(variables, batches[-1])]
+    )
+    every = -(-len(batches) // config.repeats)
+    of_dense, of_crops = [], 0.0
+    for i, batch in enumerate(batches):  # In turn, so that both meet the same machine.
+        if i % every == 0:
+            of_dense.append(seconds(look))
+        of_crops += seconds(functools.partial(classify, variables, batch))
+    return [statistics.median(of_dense), of_crops]
 
 
 def main(config: Config) -> dict[int, list[float]]:
