@@ -33,7 +33,16 @@ from jaxdet.regions.heads import RoIHeads, TwoMLPHead
 from jaxdet.structures import Batch
 from jaxdet.systems import box_adjuster, classifier
 from jaxdet.systems.box_adjuster import BoxAdjuster, LossOptions
-from jaxdet.training import checkpoints, fit, logging, parallel, recipes, state, steps
+from jaxdet.training import (
+    checkpoints,
+    fit,
+    logging,
+    parallel,
+    processes,
+    recipes,
+    state,
+    steps,
+)
 from jaxdet.viz import draw, figures
 
 
@@ -143,7 +152,7 @@ def main(config: Config) -> dict[str, float]:
         metadata={"classes": train.classes, "config": recipes.as_json(config)},
         free=FREE,
     )
-    variables, _ = checkpoints.load_variables(config.out)
+    variables, _ = processes.on_first(lambda: checkpoints.load_variables(config.out))
     metrics = measure(variables, pipeline.iterate(plain(test)))
     print("steps  mean IoU  IoU >= 0.5")
     for n in config.counts:

@@ -157,7 +157,7 @@ def main(config: Config) -> dict[str, float]:
     begun = time.perf_counter()
     names = [f"stage{i + 1}" for i in range(config.architecture.n_stages)]
     begun -= sum(logging.MetricsLog(config.out / name).seconds() for name in names)
-    train, rates = selection.open_training(config.selection)
+    train, rates = with_joints(*selection.open_training(config.selection))
     val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
     n_joints = len(train.keypoint_names)
@@ -181,10 +181,24 @@ def main(config: Config) -> dict[str, float]:
                 if learnt := collection.get(f"stages_{stage - 1}"):
                     collection[f"stages_{stage}"] = learnt
             errors.append(measure_errors(config, model, variables, train, stage=stage - 1))
-        run_stage(config, variables, tuple(errors), model=model, train=train, rates=rates, val=val)
+        if not run_stage(
+            config, variables, tuple(errors), model=model, train=train, rates=rates, val=val
+        ):
+            return {}
         where = config.out / name
         variables, _ = processes.on_first(lambda where=where: checkpoints.load_variables(where))
     return report(config, model, variables, train.classes, begun=begun)
+
+
+def with_joints(source: Source, rates: Any) -> tuple[Source, Any]:
+    """The pictures in which there is something to learn."""
+    kept = [
+        i
+        for i, a in enumerate(source.annotations)
+        if a.keypoints is not None and (a.keypoints[~(a.crowd | a.difficult), :, 2] > 0).any()
+    ]
+    chosen = sources.select(source, kept, name=source.name)
+    return chosen, None if rates is None else rates[np.array(kept)]
 
 
 def run_stage(
@@ -196,8 +210,8 @@ def run_stage(
     train: Source,
     rates: Any,
     val: Source,
-) -> None:
-    """Trains one stage on the errors of those before; leaves checkpoints."""
+) -> bool:
+    """Trains one stage on the errors of those before; returns whether it is at its end."""
     chosen, options, stage = config.selection, config.training, len(errors)
     if stage:
         options = dataclasses.replace(options, steps=config.later_steps)
@@ -224,7 +238,7 @@ def run_stage(
         log.image(step, "val", sheet)
         return evaluate_poses(config, predict, variables, val)
 
-    fit.fit(
+    ended = fit.fit(
         variables,
         loss_fn=functools.partial(deep_pose.loss, model, options=sampled),
         batches=functools.partial(
@@ -240,12 +254,14 @@ def run_stage(
             "classes": train.classes,
             "keypoints": train.keypoint_names,
             "errors": [e._asdict() for e in errors],
-            "config": recipes.as_json(config),
+            # A stage is built on finished ones.
+            "config": recipes.as_json(config) | {"before": config.training.steps if stage else 0},
         },
         free=FREE,
         trainable=functools.partial(deep_pose.trained_by, stages=(stage,)),
     )
     figures.training_curves(out / "curves.png", logging.read_rows(out))
+    return ended
 
 
 def compiled(model: deep_pose.DeepPose, *, stage: int) -> Predict:

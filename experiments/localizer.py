@@ -188,7 +188,9 @@ def compare(config: Config) -> dict[str, float]:
 
 def run(config: Config) -> dict[str, float]:
     """Trains one localizer; as `main`."""
-    begun = time.perf_counter() - logging.MetricsLog(config.out).seconds()
+    begun = time.perf_counter() - sum(
+        logging.MetricsLog(out).seconds() for out in (config.out, config.out / "classifier")
+    )
     train, rates = selection.open_training(config.selection)
     val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
@@ -196,11 +198,13 @@ def run(config: Config) -> dict[str, float]:
     # A classifier to begin with, if there is one, and a box head.
     pretrained = None
     if config.weights:
-        pretrained = classifiers.load(
+        read = functools.partial(
+            classifiers.load,
             config.weights,
             network=config.architecture.network,
             progress=download.show_progress,
         )
+        pretrained = processes.on_first(read)
         spec = dataclasses.replace(config.architecture, network=pretrained.network)
         config = dataclasses.replace(config, architecture=spec)
     model = localizer.build(
@@ -228,11 +232,12 @@ def run(config: Config) -> dict[str, float]:
     else:
         if not is_trained:
             first, where = config.loss._replace(train_boxes=False), config.out / "classifier"
-            stage(variables, first, config.training, out=where)
+            if not stage(variables, first, config.training, out=where):
+                return {}
             variables, _ = processes.on_first(lambda: checkpoints.load_variables(where))
         second = config.loss._replace(train_classifier=False)
         of_head = dataclasses.replace(config.training, **dataclasses.asdict(config.head))
-        stage(variables, second, of_head, out=config.out)
+        stage(variables, second, of_head, out=config.out, before=config.training.steps)
     return report(config, train.classes, begun=begun)
 
 
@@ -243,11 +248,12 @@ def run_stage(
     options: fit.Options,
     *,
     out: pathlib.Path,
+    before: int = 0,
     model: localizer.Localizer,
     train: Source,
     rates: Any,
     val: Source,
-) -> None:
+) -> bool:
     """Trains what the loss is of, from these variables on; leaves checkpoints."""
     chosen, log = config.selection, logging.MetricsLog(out)
     rows = pipeline.max_object_count(train, augmentation=config.augmentation)
@@ -292,7 +298,7 @@ def run_stage(
             finder, variables, val_batches()
         )
 
-    fit.fit(
+    ended = fit.fit(
         variables,
         loss_fn=loss,
         batches=functools.partial(
@@ -303,7 +309,8 @@ def run_stage(
         options=options,
         out=out,
         log=log,
-        metadata=to_metadata(description) | {"config": recipes.as_json(config)},
+        metadata=to_metadata(description)
+        | {"config": recipes.as_json(config) | {"before": before}},
         free=FREE,
         trainable=functools.partial(localizer.is_trainable, options=loss_options),
     )
@@ -311,8 +318,10 @@ def run_stage(
         f"step {int(path.stem)}": coco.read_results(path)
         for path in sorted((out / "progress").glob("*.json"))
     }
-    draw.save_png(out / "progress.png", predictor.progress_sheet(shown, progress))
+    if progress:  # The first process has it.
+        draw.save_png(out / "progress.png", predictor.progress_sheet(shown, progress))
     figures.training_curves(out / "curves.png", logging.read_rows(out))
+    return ended
 
 
 def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[str, float]:

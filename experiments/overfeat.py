@@ -35,6 +35,7 @@ from jaxdet.systems import overfeat
 from jaxdet.systems.overfeat import Architecture, DetectOptions, LossOptions
 from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import draw, figures, score_maps
+from jaxdet.weights import detectors
 from jaxdet.weights.description import Description, to_metadata
 
 
@@ -49,7 +50,7 @@ class Config:
     architecture: Architecture = Architecture()
     loss: LossOptions = LossOptions()
     detect: DetectOptions = DetectOptions()
-    training: OmitArgPrefixes[fit.Options] = fit.Options(best_metric="loss", lower_is_better=True)
+    training: OmitArgPrefixes[fit.Options] = fit.Options()
     """Of features and classifier."""
     box_steps: int = 1000
     """Updates of the box regressor after that, which is trained otherwise alike."""
@@ -74,8 +75,6 @@ SHAPES = Config(
         ema_decay=0.99,
         evaluate_every=800,
         checkpoint_every=800,
-        best_metric="loss",
-        lower_is_better=True,
     ),
     box_steps=800,
 )
@@ -91,8 +90,6 @@ SMOKE = dataclasses.replace(
         evaluate_every=2,
         checkpoint_every=2,
         log_every=1,
-        best_metric="loss",
-        lower_is_better=True,
     ),
     box_steps=2,
     n_pictures=1,
@@ -138,11 +135,13 @@ def main(config: Config) -> dict[str, float]:
 
     run = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
     classes = config.loss._replace(train_boxes=False)
-    run(variables, classes, config.training, out=config.out / "classifier")
+    first = dataclasses.replace(config.training, best_metric="loss", lower_is_better=True)
+    if not run(variables, classes, first, out=config.out / "classifier"):
+        return {}
     variables, _ = processes.on_first(lambda: checkpoints.load_variables(config.out / "classifier"))
     boxes = config.loss._replace(train_classifier=False)
-    options = dataclasses.replace(config.training, steps=config.box_steps, best_metric=None)
-    run(variables, boxes, options, out=config.out)
+    options = dataclasses.replace(config.training, steps=config.box_steps)
+    run(variables, boxes, options, out=config.out, before=config.training.steps)
     return report(config, begun=begun)
 
 
@@ -153,11 +152,12 @@ def run_stage(
     options: fit.Options,
     *,
     out: pathlib.Path,
+    before: int = 0,
     model: overfeat.OverFeat,
     train: Source,
     rates: Any,
     val: Source,
-) -> None:
+) -> bool:
     """Trains what the loss is of, from these variables on; leaves checkpoints."""
     chosen, log = config.selection, logging.MetricsLog(out)
     batches = pipeline.train_pipeline(
@@ -177,7 +177,11 @@ def run_stage(
     )
     finder, truth = predictor.from_description(description), sources.to_coco(val)
     val_batches = pipeline.eval_pipeline(
-        val, canvases=config.canvases, batch_size=options.batch_size
+        val,
+        canvases=config.canvases,
+        batch_size=options.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     val_losses = fit.validation_losses(
         loss, batches=functools.partial(pipeline.iterate, val_batches), seed=options.seed
@@ -193,7 +197,7 @@ def run_stage(
         log.image(step, "val", sheet)
         return losses | coco.evaluate_boxes(truth, found).metrics
 
-    fit.fit(
+    ended = fit.fit(
         variables,
         loss_fn=loss,
         batches=functools.partial(
@@ -204,11 +208,13 @@ def run_stage(
         options=options,
         out=out,
         log=log,
-        metadata=to_metadata(description) | {"config": recipes.as_json(config)},
+        metadata=to_metadata(description)
+        | {"config": recipes.as_json(config) | {"before": before}},
         free=FREE,
         trainable=functools.partial(overfeat.is_trainable, options=loss_options),
     )
     figures.training_curves(out / "curves.png", logging.read_rows(out))
+    return ended
 
 
 def ways_to_look(config: Config) -> dict[str, DetectOptions]:
@@ -270,7 +276,11 @@ def compare(
             row |= {key: metrics[key] for key in ("AP50", "AR100")}
         if "off centre" in parts:
             batches = pipeline.eval_pipeline(
-                parts["off centre"], canvases=config.canvases, batch_size=batch_size
+                parts["off centre"],
+                canvases=config.canvases,
+                batch_size=batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
             )
             judged = predictor.measure_localization(finder, variables, pipeline.iterate(batches))
             row["off_centre"] = judged["localization_top1"]
@@ -329,7 +339,8 @@ def drawn(
 
 def report(config: Config, *, begun: float) -> dict[str, float]:
     """Evaluates the best checkpoint on the test split, writes tables and pictures."""
-    finder, variables = predictor.load(config.out)
+    detector = processes.on_first(lambda: detectors.load_checkpoint(config.out))
+    finder, variables = predictor.from_detector(detector)
     chosen = config.selection
     test = selection.open_split(chosen, chosen.test_split, classes=finder.classes)
     print(sources.describe(test), flush=True)

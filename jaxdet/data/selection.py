@@ -98,9 +98,12 @@ def open_training(selection: Selection) -> tuple[Source, Float64[np.ndarray, " n
 
     Raises:
       DataError: As `open_split`.
+      ValueError: Where there are weights for data that is not named.
     """
     train = open_split(selection, selection.train_split)
     rates = np.ones(len(train))
+    if selection.data_weights and not selection.more_data:
+        raise ValueError(f"data_weights needs more_data. Got {selection.data_weights} alone")
     if selection.more_data:
         named = [
             dataclasses.replace(selection, data=name, images=None) for name in selection.more_data

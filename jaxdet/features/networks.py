@@ -32,6 +32,8 @@ class Network:
     """Channels of such a group, in the first stage."""
     norm: Literal["batch", "group", "none"] = "batch"
     """Batch norm synchronized over devices, or group norm; none is for VGGs. AlexNets have none."""
+    transform_input: bool = False
+    """Of a GoogLeNet: see there; its published weights want it."""
     dropout: float | None = None
     """Of the classifier's hidden layers; the family's own if None. ResNets have none."""
 
@@ -51,7 +53,7 @@ PUBLISHED = {
     "alexnet": Network("alexnet", norm="none"),
     **{f"vgg{d}": Network("vgg", depth=d, norm="none") for d in (11, 13, 16, 19)},
     **{f"vgg{d}_bn": Network("vgg", depth=d) for d in (11, 13, 16, 19)},
-    "googlenet": Network("googlenet"),
+    "googlenet": Network("googlenet", transform_input=True),
     "mobilenet_v3_large": Network("mobilenet_v3_large"),
     "mobilenet_v3_small": Network("mobilenet_v3_small"),
     **{f"resnet{d}": Network(depth=d) for d in (18, 34, 50, 101, 152)},
@@ -89,7 +91,9 @@ def build(
         ),
         "alexnet": alexnet.alexnet,
         "vgg": functools.partial(vgg.vgg, network.depth),
-        "googlenet": googlenet.GoogLeNet,
+        "googlenet": functools.partial(
+            googlenet.GoogLeNet, transform_input=network.transform_input
+        ),
         "mobilenet_v3_large": mobilenet.mobilenet_v3_large,
         "mobilenet_v3_small": mobilenet.mobilenet_v3_small,
     }

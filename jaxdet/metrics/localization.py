@@ -25,7 +25,9 @@ class Judgement(NamedTuple):
 
 
 def among_top(logits: Float[Array, "*b k"], labels: Int[Array, "*b"], n: int) -> Bool[Array, "*b"]:
-    """Returns whether fewer than `n` classes are likelier than the right one.
+    """Returns whether the right class is among the `n` likeliest.
+
+    Of equally likely classes the one of the lower number comes first, as with `jax.lax.top_k`.
 
     Args:
       logits: One a class.
@@ -33,7 +35,10 @@ def among_top(logits: Float[Array, "*b k"], labels: Int[Array, "*b"], n: int) ->
       n: How many guesses there are.
     """
     own = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)
-    return jnp.sum(logits > own, axis=-1) < n
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    before = classes < labels[..., None]
+    first = (logits > own) | ((logits == own) & before)
+    return (jnp.sum(first, axis=-1) < n) & jnp.isfinite(own[..., 0])
 
 
 def judge(

@@ -310,7 +310,9 @@ def _sample(
     drawn = sampling.sample_balanced(
         key, eligible, jnp.zeros_like(eligible), size=options.sample_size, positive_fraction=1
     )
-    rows, joint = (drawn.index, None) if stage == 0 else jnp.divmod(drawn.index, n_joints)
+    # Where there are fewer, a crop comes again: one of nothing would be in the statistics of norms.
+    index = jnp.where(drawn.valid, drawn.index, drawn.index[jnp.argmax(drawn.valid)])
+    rows, joint = (index, None) if stage == 0 else jnp.divmod(index, n_joints)
     poses, boxes, counted = keypoints[rows], truth.boxes[rows], labelled[rows]
     if joint is None:
         frames = model.first_frames(boxes)

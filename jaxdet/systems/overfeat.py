@@ -15,7 +15,8 @@ Source:
 
 Departures:
   Windows are labelled by their IoU with objects, so that each scale answers for objects of its
-  size; the paper asks for half of the object in view. Half of the windows are anywhere, which takes
+  size, and an object more than three times as long as wide for none; the paper asks for half of the
+  object in view. Half of the windows are anywhere, which takes
   the place of the paper's collected negatives. The sum of class scores that a merged box ends up
   with, s, is given as s / (1 + s): 0 to 1, and 1/2 where one window was certain.
 """

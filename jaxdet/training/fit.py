@@ -86,7 +86,7 @@ class Options:
     explosion: float | None = None
     """Stop where the loss or the gradient is so many times its running median."""
     grace: float = GRACE
-    """Seconds from SIGTERM or Ctrl-C to the end of the process, whatever it is doing."""
+    """Seconds from SIGTERM or Ctrl-C to the end of training, whatever it is doing."""
     replay: bool = False
     """Only go through the step again at which the run diverged, and say what was not finite."""
     compilation_cache: str = ""
@@ -154,7 +154,7 @@ def fit(
     metadata: Mapping[str, Any],
     free: Sequence[str] = (),
     trainable: Callable[[str], bool] | None = None,
-) -> None:
+) -> bool:
     """Trains a run, or goes on with it, on all devices of all processes.
 
     Args:
@@ -174,6 +174,10 @@ def fit(
       free: Names of entries of the configuration that may change, beside `FREE`.
       trainable: Says by a parameter's path whether it is updated; None for all.
 
+    Returns:
+      Whether the run is at its end. It is not where a budget ended this start: what would build on
+      its variables must wait.
+
     Raises:
       ConfigError: Where the folder holds a run that was begun differently.
       Interrupted, TrainingDiverged: As `loop.run`.
@@ -182,8 +186,8 @@ def fit(
     patterns = [*options.freeze, *(pattern for pattern, _ in options.rates)]
     if options.layer_decay != 1:
         patterns += options.layers
-    optimizers.check_patterns(patterns, variables["params"])
     tx = make_optimizer(options, trainable=trainable)
+    optimizers.check_patterns(patterns, variables["params"])
     variables = processes.on_first(lambda: jax.device_get(variables))
     first = parallel.replicate(
         state.init_state(jax.random.key(options.seed), variables, tx, ema=options.ema_decay > 0)
@@ -209,6 +213,9 @@ def fit(
         )
         recipes.check_same_run(begun, now, free=(*FREE, *free), where=out)
         print(f"{out}: going on from step {saved.last_step()} of {options.steps}.", flush=True)
+    if options.replay and saved.last_step() == options.steps:
+        print(f"{out}: has not diverged.", flush=True)
+        return True  # A later stage may have.
     if options.replay:
         gradients = functools.partial(
             steps.gradients, loss_fn=loss_fn, n_parts=options.n_parts, axis_name=parallel.AXIS
@@ -258,8 +265,10 @@ def fit(
     if (done := int(end.step)) < options.steps:
         why = "by --patience, --minutes or --steps-now; it can be gone on with."
         print(f"{out}: ended at step {done} of {options.steps} {why}", flush=True)
+    misses = saved.last_metadata().get("misses", 0)
     saved.close()
     log.close()
+    return done == options.steps or (options.patience is not None and misses >= options.patience)
 
 
 def validation_losses(

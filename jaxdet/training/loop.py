@@ -127,6 +127,9 @@ def run(
                         state = judge(state)
             if ending:
                 break
+        # Whoever was asked to stop since the last step does not begin what follows the run.
+        if received := [n for each in processes.gather(stops.received[:1]) for n in each]:
+            raise Interrupted(int(state.step), received[0])
     return state
 
 
@@ -203,7 +206,8 @@ class _Judge:
             raise ValueError(f"best_metric must be one of {sorted(metrics)}. Got {name!r}")
         score = np.float32(-metrics[name] if self._evaluation.lower_is_better else metrics[name])
         if not score > float(state.best):
-            self.misses += 1
+            # One that only a budget brought about does not wear patience out.
+            self.misses += int(state.step) % self._evaluation.every == 0
             return state
         self.misses = 0
         state = state._replace(best=jax.device_put(score, state.best.sharding))

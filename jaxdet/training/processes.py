@@ -74,7 +74,7 @@ def together(options: Processes, *, out: pathlib.Path) -> Iterator[pathlib.Path]
         try:
             yield out
         except BaseException as error:
-            if isinstance(error, SystemExit) and error.code in _ON_SIGNAL:
+            if isinstance(error, SystemExit) and error.code in (0, None, *_ON_SIGNAL):
                 raise
             if not isinstance(error, SystemExit):
                 traceback.print_exc()

@@ -116,9 +116,11 @@ def test_what_does_not_count_is_nothing_to_find(field):
 
 
 def test_among_top_by_hand():
-    logits = jnp.array([[0.1, 3, 2, -1], [5, 5, 1, 0]])
-    for n, want in ((1, [False, True]), (2, [True, True])):
-        np.testing.assert_array_equal(localization.among_top(logits, jnp.array([2, 1]), n), want)
+    logits = jnp.array([[0.1, 3, 2, -1], [5, 5, 1, 0], [5, 5, 1, 0], [jnp.nan] * 4])
+    labels = jnp.array([2, 1, 0, 0])
+    # Of two that are equal, the first comes first; what is no number is not right.
+    for n, want in ((1, [False, False, True, False]), (2, [True, True, True, False])):
+        np.testing.assert_array_equal(localization.among_top(logits, labels, n), want)
 
 
 def test_among_top_agrees_with_sorting(rng):
