@@ -203,7 +203,10 @@ class _Judge:
         if not self._evaluation or name is None:
             return state
         if name not in metrics:
-            raise ValueError(f"best_metric must be one of {sorted(metrics)}. Got {name!r}")
+            raise ValueError(
+                f"best_metric must be one of {sorted(metrics)}. Got {name!r}. What was begun with it "
+                "cannot be gone on with under another: give another --out"
+            )
         score = np.float32(-metrics[name] if self._evaluation.lower_is_better else metrics[name])
         if not score > float(state.best):
             # One that only a budget brought about does not wear patience out.
