@@ -204,8 +204,8 @@ class _Judge:
             return state
         if name not in metrics:
             raise ValueError(
-                f"best_metric must be one of {sorted(metrics)}. Got {name!r}. What was begun with it "
-                "cannot be gone on with under another: give another --out"
+                f"best_metric must be one of {sorted(metrics)}. Got {name!r}. "
+                "A run begun with it cannot go on under another: give another --out"
             )
         score = np.float32(-metrics[name] if self._evaluation.lower_is_better else metrics[name])
         if not score > float(state.best):
