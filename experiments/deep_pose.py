@@ -1,8 +1,8 @@
 """DeepPose: where are the joints of an object, first from its box, then from around each joint?
 
 Source    Toshev & Szegedy 2014 (arXiv:1312.4659v3).
-Expected  not yet measured to the end: the first stage is slow to leave the mean pose (PCK 0.37
-          after 1000 steps), so `shapes` may need many more steps than it has
+Expected  shapes, seed 0: PCK at a tenth of the diagonal 0.808, 0.818, 0.811 after the stages on the
+          test split; 19 minutes beside other work on two cores
 Run       python experiments/deep_pose.py
           python experiments/deep_pose.py folder --data PATH
 Check     python experiments/deep_pose.py smoke

@@ -189,7 +189,9 @@ def compare(config: Config) -> dict[str, float]:
 def run(config: Config) -> dict[str, float]:
     """Trains one localizer; as `main`."""
     begun = time.perf_counter() - sum(
-        logging.MetricsLog(out).seconds() for out in (config.out, config.out / "classifier")
+        logging.MetricsLog(out).seconds()
+        for out in (config.out, config.out / "classifier")
+        if out == config.out or out.is_dir()
     )
     train, rates = selection.open_training(config.selection)
     val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)

@@ -20,7 +20,7 @@ from jaxdet.data import shapes, sources
 from jaxdet.systems import faster_rcnn as system
 from jaxdet.systems.architectures import Architecture
 from jaxdet.training import checkpoints, logging, loop, recipes
-from jaxdet.weights import detectors, files, torchvision
+from jaxdet.weights import description, detectors, files, torchvision
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 
@@ -63,7 +63,8 @@ def counted_traces():
             return original_detect(model, variables, images, **options)
 
         patch.setattr(system, "loss", loss)
-        patch.setattr(system, "detect", detect)
+        known = description.SYSTEMS["faster_rcnn"]
+        patch.setitem(description.SYSTEMS, "faster_rcnn", known._replace(detect=detect))
         yield traces
 
 
@@ -434,7 +435,7 @@ def test_deep_pose_trains_its_stages(data_dir, tmp_path):
     names = ("stage1/curves.png", "stage2/pictures/val_000003.png", "pictures/test.png")
     assert all(cv2.imread(str(out / name)) is not None for name in names)
     poses = json.loads((out / "poses.json").read_text())
-    source = shapes.load("test", data_dir=data_dir, config=shapes.TINY)
+    source = shapes.load("test", data_dir=data_dir, config=shapes.SINGLE_TINY)
     assert len(poses) == sum(int((~a.crowd).sum()) for a in source.annotations)
     assert all(len(row["keypoints"]) == 15 for row in poses)
     first, last = (checkpoints.load_variables(out / f"stage{i}") for i in (1, 2))
