@@ -98,8 +98,8 @@ def test_scores_are_neither_lost_nor_made(rng):
     boxes, scores, groups, valid = windows(rng)
     got = merge(boxes, scores, groups, valid)
     for group in (4, 5):
-        want = np.sum(scores, where=valid & (groups == group))
-        total = np.sum(got.scores, where=got.groups == group)
+        want = float(np.sum(scores, where=valid & (groups == group)))
+        total = float(np.sum(got.scores, where=got.groups == group))
         assert total == pytest.approx(want, rel=1e-5) and want > 1
 
 
