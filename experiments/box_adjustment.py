@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import OmitArgPrefixes
 
+from jaxdet import feeds
 from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.selection import Selection
@@ -31,7 +32,7 @@ from jaxdet.geometry import iou as iou_ops
 from jaxdet.metrics.localization import MIN_IOU
 from jaxdet.regions.heads import RoIHeads, TwoMLPHead
 from jaxdet.structures import Batch
-from jaxdet.systems import box_adjuster, classifier
+from jaxdet.systems import box_adjuster
 from jaxdet.systems.box_adjuster import BoxAdjuster, LossOptions
 from jaxdet.training import (
     checkpoints,
@@ -100,7 +101,7 @@ FREE = (*selection.FREE, "out")
 def main(config: Config) -> dict[str, float]:
     """Trains, evaluates, writes; returns the mean IoU by number of steps on the test split."""
     log = logging.MetricsLog(config.out)
-    begun = time.perf_counter() - log.seconds()  # What earlier starts took counts too.
+    begun = time.perf_counter() - logging.seconds(config.out)  # Earlier starts count, too.
     chosen, options = config.selection, config.training
     train, rates = selection.open_training(chosen)
     val, test = (
@@ -108,16 +109,13 @@ def main(config: Config) -> dict[str, float]:
         for split in (chosen.val_split, chosen.test_split)
     )
     print(sources.describe(train), flush=True)
-    batches = pipeline.train_pipeline(
+    batches = feeds.training(
         train,
+        selection=chosen,
+        options=options,
         canvases=config.canvases,
-        batch_size=options.batch_size,
-        seed=options.seed,
         augmentation=config.augmentation,
         rates=rates,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        cache_bytes=chosen.cache_mb << 20,
     )
     dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
     layer = functools.partial(norm.BatchNorm, axis_name=parallel.AXIS, use_fast_variance=False)
@@ -141,9 +139,7 @@ def main(config: Config) -> dict[str, float]:
     fit.fit(
         variables,
         loss_fn=functools.partial(box_adjuster.loss, model, options=config.loss),
-        batches=functools.partial(
-            pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
-        ),
+        batches=batches,
         evaluate=evaluate,
         best_metric=f"iou_{config.counts[-1]}",
         options=options,
@@ -184,7 +180,7 @@ def compile_sums(config: Config, model: BoxAdjuster) -> Any:
 
     def sums(variables: Any, batch: Batch) -> steps.Sums:
         near, truth = starts(config, batch), batch.instances
-        counts = classifier.counted(truth) & (batch.records >= 0)[:, None]
+        counts = truth.objects & (batch.records >= 0)[:, None]
         total = jnp.sum(counts, dtype=jnp.float32)
         found, boxes, done = {}, near, 0
         for n in sorted(config.counts):  # What has settled stays, so steps can be taken in parts.

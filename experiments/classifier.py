@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from tyro.conf import OmitArgPrefixes
 
-from jaxdet import predictor
-from jaxdet.data import pipeline, selection, sources
+from jaxdet import feeds, predictor
+from jaxdet.data import selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.selection import Selection
 from jaxdet.features.networks import Network
@@ -124,23 +124,20 @@ FREE = (*selection.FREE, "n_pictures", "out")
 def main(config: Config) -> dict[str, float]:
     """Trains, evaluates, writes; returns the metrics of the test split."""
     log = logging.MetricsLog(config.out)
-    begun = time.perf_counter() - log.seconds()  # What earlier starts took counts too.
+    begun = time.perf_counter() - logging.seconds(config.out)  # Earlier starts count, too.
     chosen, options = config.selection, config.training
 
     # Data.
     train, rates = selection.open_training(chosen)
     val = selection.open_split(chosen, chosen.val_split, classes=train.classes)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
-    batches = pipeline.train_pipeline(
+    batches = feeds.training(
         train,
+        selection=chosen,
+        options=options,
         canvases=config.canvases,
-        batch_size=options.batch_size,
-        seed=options.seed,
         augmentation=config.augmentation,
         rates=rates,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        cache_bytes=chosen.cache_mb << 20,
     )
 
     # Model.
@@ -162,10 +159,7 @@ def main(config: Config) -> dict[str, float]:
     if pretrained is not None:
         new = pretrained.classes != train.classes
         variables = classifiers.begin_with(variables, pretrained, new_head=new)
-    n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    print(
-        f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform}"
-    )
+    print(state.describe(variables), flush=True)
     loss = functools.partial(classifier.loss, model, options=config.loss)
 
     # What is looked at now and then.
@@ -173,16 +167,7 @@ def main(config: Config) -> dict[str, float]:
         config.network, train.classes, train.category_ids, config.canvases, config.detect
     )
     finder = predictor.from_description(description)
-    val_batches = functools.partial(
-        pipeline.iterate,
-        pipeline.eval_pipeline(
-            val,
-            canvases=config.canvases,
-            batch_size=options.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
-    )
+    val_batches = feeds.evaluation(val, canvases=config.canvases, batch_size=options.batch_size)
     val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
     shown = predictor.spread(val, config.n_pictures)
 
@@ -196,9 +181,7 @@ def main(config: Config) -> dict[str, float]:
     fit.fit(
         variables,
         loss_fn=loss,
-        batches=functools.partial(
-            pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
-        ),
+        batches=batches,
         evaluate=evaluate,
         best_metric="top1",
         options=options,
@@ -226,14 +209,8 @@ def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[st
     sheet = predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures, columns=4)
     draw.save_png(config.out / "pictures" / "test.png", sheet)
     figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
-    batches = pipeline.eval_pipeline(
-        test,
-        canvases=config.canvases,
-        batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    measured = predictor.measure_localization(finder, variables, pipeline.iterate(batches))
+    batches = feeds.evaluation(test, canvases=config.canvases, batch_size=batch_size)
+    measured = predictor.measure_localization(finder, variables, batches())
     metrics = {name: measured[name] for name in ("top1", "top5")}
     for name, value in metrics.items():
         print(f"{name} {value:.3f}")

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import OmitArgPrefixes
 
+from jaxdet import feeds
 from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Source
@@ -156,7 +157,7 @@ def main(config: Config) -> dict[str, float]:
     """Trains stage after stage, evaluates, writes; returns the metrics of the test split."""
     begun = time.perf_counter()
     names = [f"stage{i + 1}" for i in range(config.architecture.n_stages)]
-    begun -= sum(logging.MetricsLog(config.out / name).seconds() for name in names)
+    begun -= logging.seconds(*(config.out / name for name in names))
     train, rates = with_joints(*selection.open_training(config.selection))
     val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
@@ -170,8 +171,7 @@ def main(config: Config) -> dict[str, float]:
     variables = state.initial_variables(
         jax.random.key(config.training.seed), model, canvas=config.canvases[0]
     )
-    n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    print(f"{n_parameters / 1e6:.2f} M parameters in {len(names)} stages", flush=True)
+    print(f"{len(names)} stages: {state.describe(variables)}", flush=True)
 
     errors: list[Errors] = []
     for stage, name in enumerate(names):
@@ -217,17 +217,14 @@ def run_stage(
         options = dataclasses.replace(options, steps=config.later_steps)
     out = config.out / f"stage{stage + 1}"
     log = logging.MetricsLog(out)
-    batches = pipeline.train_pipeline(
+    batches = feeds.training(
         train,
+        selection=chosen,
+        options=options,
         canvases=config.canvases,
-        batch_size=options.batch_size,
-        seed=options.seed,
         augmentation=config.augmentation,
         rates=rates,
         with_keypoints=True,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        cache_bytes=chosen.cache_mb << 20,
     )
     sampled = LossOptions((stage,), errors, sample_size=config.sample_size)
     predict = compiled(model, stage=stage)
@@ -241,9 +238,7 @@ def run_stage(
     ended = fit.fit(
         variables,
         loss_fn=functools.partial(deep_pose.loss, model, options=sampled),
-        batches=functools.partial(
-            pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
-        ),
+        batches=batches,
         evaluate=evaluate,
         best_metric="PCK",
         options=options,
@@ -291,7 +286,7 @@ def batches_of(config: Config, source: Source) -> Iterable[Batch]:
 def counted(truth: Instances) -> np.ndarray:
     """Keypoints of the objects that count; those of others are not labelled."""
     keypoints = np.array(truth.keypoints)
-    keypoints[~truth.valid | truth.crowd | truth.difficult, :, 2] = 0
+    keypoints[~truth.objects, :, 2] = 0
     return keypoints
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from jaxdet import predictor
+from jaxdet import feeds, predictor
 from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.selection import Selection
@@ -224,7 +224,7 @@ def main(config: Config) -> dict[str, float]:
         config = dataclasses.replace(config, architecture=architecture, training=rate)
     options, chosen = config.training, config.selection
     log = logging.MetricsLog(config.out)
-    begun -= log.seconds()  # What earlier starts took counts too.
+    begun -= logging.seconds(config.out)  # Earlier starts count, too.
 
     # Data.
     train, rates = selection.open_training(chosen)
@@ -235,17 +235,14 @@ def main(config: Config) -> dict[str, float]:
     if cut := pipeline.count_cut(train, rows, augmentation=varied):
         about = "up to " if varied.n_pictures > 1 else ""
         print(f"{about}{cut} objects do not fit into {rows} rows an image and are left out.")
-    batches = pipeline.train_pipeline(
+    batches = feeds.training(
         train,
+        selection=chosen,
+        options=options,
         canvases=config.canvases,
-        batch_size=options.batch_size,
-        seed=options.seed,
         augmentation=varied,
         rates=rates,
         max_objects=rows,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        cache_bytes=chosen.cache_mb << 20,
     )
 
     # Model.
@@ -260,10 +257,7 @@ def main(config: Config) -> dict[str, float]:
         known = pretrained.description.classes == tuple(train.classes)
         begun_with = pretrained.variables
         variables = begun_with if known else detectors.with_new_head(begun_with, variables)
-    n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    print(
-        f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform}"
-    )
+    print(state.describe(variables), flush=True)
     loss = functools.partial(faster_rcnn.loss, model, options=config.loss)
 
     # What is looked at now and then.
@@ -272,17 +266,10 @@ def main(config: Config) -> dict[str, float]:
     )
     finder = predictor.from_description(description)
     truth = sources.to_coco(val)
-    val_batches = pipeline.eval_pipeline(
-        val,
-        canvases=config.canvases,
-        batch_size=options.batch_size,
-        max_objects=rows,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+    val_batches = feeds.evaluation(
+        val, canvases=config.canvases, batch_size=options.batch_size, max_objects=rows
     )
-    val_losses = fit.validation_losses(
-        loss, batches=functools.partial(pipeline.iterate, val_batches), seed=options.seed
-    )
+    val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
 
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
         found = predictor.detect_source(finder, variables, val, batch_size=options.batch_size)
@@ -294,9 +281,7 @@ def main(config: Config) -> dict[str, float]:
     fit.fit(
         variables,
         loss_fn=loss,
-        batches=functools.partial(
-            pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
-        ),
+        batches=batches,
         evaluate=evaluate,
         best_metric="AP",
         options=options,

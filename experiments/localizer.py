@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from tyro.conf import OmitArgPrefixes
 
-from jaxdet import predictor
+from jaxdet import feeds, predictor
 from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Source
@@ -188,11 +188,7 @@ def compare(config: Config) -> dict[str, float]:
 
 def run(config: Config) -> dict[str, float]:
     """Trains one localizer; as `main`."""
-    begun = time.perf_counter() - sum(
-        logging.MetricsLog(out).seconds()
-        for out in (config.out, config.out / "classifier")
-        if out == config.out or out.is_dir()
-    )
+    begun = time.perf_counter() - logging.seconds(config.out, config.out / "classifier")
     train, rates = selection.open_training(config.selection)
     val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
@@ -222,10 +218,7 @@ def run(config: Config) -> dict[str, float]:
     if pretrained is not None:
         is_trained = pretrained.classes == train.classes and config.architecture.n_boxes == 1
         variables = classifiers.begin_with(variables, pretrained, new_head=not is_trained)
-    n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    print(
-        f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform}"
-    )
+    print(state.describe(variables), flush=True)
 
     # Both at once; or the classifier, then the boxes.
     stage = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
@@ -259,33 +252,22 @@ def run_stage(
     """Trains what the loss is of, from these variables on; leaves checkpoints."""
     chosen, log = config.selection, logging.MetricsLog(out)
     rows = pipeline.max_object_count(train, augmentation=config.augmentation)
-    batches = pipeline.train_pipeline(
+    batches = feeds.training(
         train,
+        selection=chosen,
+        options=options,
         canvases=config.canvases,
-        batch_size=options.batch_size,
-        seed=options.seed,
         augmentation=config.augmentation,
         rates=rates,
         max_objects=rows,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        cache_bytes=chosen.cache_mb << 20,
     )
     loss = functools.partial(localizer.loss, model, options=loss_options)
     description = Description(
         config.architecture, train.classes, train.category_ids, config.canvases, config.detect
     )
     finder = predictor.from_description(description)
-    val_batches = functools.partial(
-        pipeline.iterate,
-        pipeline.eval_pipeline(
-            val,
-            canvases=config.canvases,
-            batch_size=options.batch_size,
-            max_objects=rows,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
+    val_batches = feeds.evaluation(
+        val, canvases=config.canvases, batch_size=options.batch_size, max_objects=rows
     )
     val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
     shown = predictor.spread(val, config.n_pictures)
@@ -303,9 +285,7 @@ def run_stage(
     ended = fit.fit(
         variables,
         loss_fn=loss,
-        batches=functools.partial(
-            pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
-        ),
+        batches=batches,
         evaluate=evaluate,
         best_metric="localization_top1" if loss_options.train_boxes else "top1",
         options=options,
@@ -341,14 +321,8 @@ def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[st
         config.out / "pictures" / "test.png",
         predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures),
     )
-    batches = pipeline.eval_pipeline(
-        test,
-        canvases=config.canvases,
-        batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    metrics = predictor.measure_localization(finder, variables, pipeline.iterate(batches))
+    batches = feeds.evaluation(test, canvases=config.canvases, batch_size=batch_size)
+    metrics = predictor.measure_localization(finder, variables, batches())
     metrics |= coco.evaluate_boxes(sources.to_coco(test), found).metrics
     for name, value in metrics.items():
         print(f"{name:18} {value:.3f}")

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import OmitArgPrefixes
 
-from jaxdet import predictor
+from jaxdet import feeds, predictor
 from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Source
@@ -117,9 +117,7 @@ FREE = (*selection.FREE, "box_steps", "n_pictures", "out")
 
 def main(config: Config) -> dict[str, float]:
     """Trains the classifier and then the boxes, evaluates, writes; returns the test metrics."""
-    begun = time.perf_counter() - sum(
-        logging.MetricsLog(out).seconds() for out in (config.out, config.out / "classifier")
-    )
+    begun = time.perf_counter() - logging.seconds(config.out, config.out / "classifier")
     train, rates = selection.open_training(config.selection)
     val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
@@ -131,8 +129,7 @@ def main(config: Config) -> dict[str, float]:
     variables = state.initial_variables(
         jax.random.key(config.training.seed), model, canvas=config.canvases[0]
     )
-    n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    print(f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} devices", flush=True)
+    print(state.describe(variables), flush=True)
 
     run = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
     classes = config.loss._replace(train_boxes=False)
@@ -161,32 +158,21 @@ def run_stage(
 ) -> bool:
     """Trains what the loss is of, from these variables on; leaves checkpoints."""
     chosen, log = config.selection, logging.MetricsLog(out)
-    batches = pipeline.train_pipeline(
+    batches = feeds.training(
         train,
+        selection=chosen,
+        options=options,
         canvases=config.canvases,
-        batch_size=options.batch_size,
-        seed=options.seed,
         augmentation=config.augmentation,
         rates=rates,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        cache_bytes=chosen.cache_mb << 20,
     )
     loss = functools.partial(overfeat.loss, model, options=loss_options)
     description = Description(
         config.architecture, train.classes, train.category_ids, config.canvases, config.detect
     )
     finder, truth = predictor.from_description(description), sources.to_coco(val)
-    val_batches = pipeline.eval_pipeline(
-        val,
-        canvases=config.canvases,
-        batch_size=options.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    val_losses = fit.validation_losses(
-        loss, batches=functools.partial(pipeline.iterate, val_batches), seed=options.seed
-    )
+    val_batches = feeds.evaluation(val, canvases=config.canvases, batch_size=options.batch_size)
+    val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
 
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
         losses = val_losses(variables)
@@ -201,9 +187,7 @@ def run_stage(
     ended = fit.fit(
         variables,
         loss_fn=loss,
-        batches=functools.partial(
-            pipeline.iterate, batches, threads=chosen.threads, workers=chosen.workers
-        ),
+        batches=batches,
         evaluate=evaluate,
         best_metric="AP50" if loss_options.train_boxes else "loss",
         options=options,
@@ -276,14 +260,10 @@ def compare(
             metrics = coco.evaluate_boxes(sources.to_coco(part), found).metrics
             row |= {key: metrics[key] for key in ("AP50", "AR100")}
         if "off centre" in parts:
-            batches = pipeline.eval_pipeline(
-                parts["off centre"],
-                canvases=config.canvases,
-                batch_size=batch_size,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+            batches = feeds.evaluation(
+                parts["off centre"], canvases=config.canvases, batch_size=batch_size
             )
-            judged = predictor.measure_localization(finder, variables, pipeline.iterate(batches))
+            judged = predictor.measure_localization(finder, variables, batches())
             row["off_centre"] = judged["localization_top1"]
         print(f"{name:30}" + "".join(f"{k:>12} {v:.3f}" for k, v in row.items()), flush=True)
     return table

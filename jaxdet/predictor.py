@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxdet import feeds
 from jaxdet.data import pictures, pipeline, sources
 from jaxdet.data.records import Annotation, Source
 from jaxdet.data.resize import ShortSide
@@ -124,16 +125,11 @@ def detect_source(
     category_ids = _category_ids(predictor, source)
     n_devices = jax.device_count()
     rounded = -(-min(batch_size, len(source)) // n_devices) * n_devices
-    batches = pipeline.eval_pipeline(
-        source,
-        canvases=predictor.canvases,
-        batch_size=rounded,
-        max_objects=1,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+    batches = feeds.evaluation(
+        source, canvases=predictor.canvases, batch_size=rounded, max_objects=1
     )
     rows, done = [], 0
-    for batch in pipeline.iterate(batches, threads=1):
+    for batch in batches():
         detections = jax.device_get(predictor.detect(variables, batch.images))
         annotations = [source.annotations[i] if i >= 0 else None for i in batch.records]
         sizes = np.array([a.size if a else (0, 0) for a in annotations], np.int32)

@@ -42,6 +42,16 @@ class Instances(NamedTuple):
     masks: Bool[Any, "b n s s"] | None = None  # Of the box's frame; all False where not known.
     keypoints: Float32[Any, "b n j 3"] | None = None  # x, y, 0: not labelled, 1: hidden, 2: seen.
 
+    @property
+    def objects(self) -> Bool[Any, "*b n"]:
+        """Rows to be found: no padding, crowd or difficult object."""
+        return self.valid & ~self.crowd & ~self.difficult
+
+    @property
+    def regions(self) -> Bool[Any, "*b n"]:
+        """Rows in which nothing is a mistake: crowds and difficult objects."""
+        return self.valid & (self.crowd | self.difficult)
+
 
 class Batch(NamedTuple):
     """What a training or evaluation step reads."""

@@ -1,22 +1,13 @@
 """The script that draws augmentations writes a sheet for each."""
 
-import importlib.util
-import pathlib
-import sys
-
 import cv2
 import pytest
-
-SCRIPT = pathlib.Path(__file__).parents[1] / "experiments" / "show_augmentations.py"
+from experiment_scripts import load
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("show_augmentations", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("show_augmentations")
 
 
 def test_a_sheet_for_each(script, tmp_path):

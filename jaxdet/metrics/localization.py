@@ -95,7 +95,7 @@ def sums(guesses: Detections, truth: Instances) -> dict[str, tuple[Array, Array]
     """
 
     def one(guesses: Detections, truth: Instances) -> tuple[Judgement, Array]:
-        objects = truth.valid & ~truth.crowd & ~truth.difficult
+        objects = truth.objects
         judged = judge(
             guesses.labels,
             guesses.boxes,

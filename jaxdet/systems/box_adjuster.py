@@ -150,7 +150,7 @@ def loss(
     drawn = truth.boxes[:, :, None] + share * (drawn - truth.boxes[:, :, None])
     shape = (len(drawn), -1, 4)
     targets = jnp.broadcast_to(truth.boxes[:, :, None], drawn.shape).reshape(shape)
-    counts = classifier.counted(truth) & (batch.records >= 0)[:, None]
+    counts = truth.objects & (batch.records >= 0)[:, None]
     counts = jnp.repeat(counts, options.n_candidates, axis=1)
     candidates = jax.vmap(box_ops.clip)(drawn.reshape(shape), images.sizes)
     # What lies outside of the picture has no way back.

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxdet.features import networks, norm
 from jaxdet.features.networks import Network
@@ -21,7 +21,7 @@ from jaxdet.geometry import boxes as box_ops
 from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
 from jaxdet.metrics import localization
-from jaxdet.structures import Batch, Detections, Images, Instances
+from jaxdet.structures import Batch, Detections, Images
 from jaxdet.training.steps import Aux
 
 Maps = tuple[Float[Array, "b _ _ _"], ...]
@@ -119,7 +119,7 @@ def loss(
         keys=batch.keys,
         train=train and not options.head_only,
     )
-    objects = counted(batch.instances) & (batch.records >= 0)[:, None]
+    objects = batch.instances.objects & (batch.records >= 0)[:, None]
     first = jnp.argmax(objects, axis=1)
     labels = jnp.take_along_axis(batch.instances.labels, first[:, None], axis=1)[:, 0] - 1
     labelled = jnp.any(objects, axis=1)
@@ -238,11 +238,6 @@ def apply_maps(model: Any, variables: Any, images: Images, *, train: bool) -> tu
     mutable = ["batch_stats"] if train else []
     maps, updates = model.apply(variables, images, train=train, method="maps", mutable=mutable)
     return maps, updates.get("batch_stats", variables.get("batch_stats", {}))
-
-
-def counted(truth: Instances) -> Bool[Array, "b n"]:
-    """Returns which rows are objects to be found: no padding, crowd or difficult object."""
-    return truth.valid & ~truth.crowd & ~truth.difficult
 
 
 def is_trainable(path: str, *, last_layer: tuple[str, ...], options: LossOptions) -> bool:

@@ -42,6 +42,7 @@ from jaxdet.metrics.pose import Errors
 from jaxdet.regions import roi_align
 from jaxdet.structures import Batch, Images, Instances
 from jaxdet.targets import sampling
+from jaxdet.training import steps
 from jaxdet.training.steps import Aux
 
 MIN_DIAMETER = 1.0  # px; a pose that shrank to a point still has a crop.
@@ -253,15 +254,8 @@ def loss(
     Source:
       Toshev & Szegedy 2014 (arXiv:1312.4659v3), eqs. 3, 7 and 8.
     """
-
-    def run(bound: DeepPose) -> tuple[dict[str, Term], dict[str, Term]]:
-        return _loss(bound, batch, train=train, options=options)
-
-    (terms, metrics), updates = nn.apply(run, model, mutable=["batch_stats"] if train else [])(
-        variables
-    )
-    stats = updates.get("batch_stats", variables.get("batch_stats", {}))
-    return terms, Aux(metrics, stats)
+    run = functools.partial(_loss, batch=batch, train=train, options=options)
+    return steps.bound_loss(run, model, variables, train=train)
 
 
 class _Crops(NamedTuple):
@@ -273,7 +267,7 @@ class _Crops(NamedTuple):
 
 
 def _loss(
-    model: DeepPose, batch: Batch, *, train: bool, options: LossOptions
+    model: DeepPose, *, batch: Batch, train: bool, options: LossOptions
 ) -> tuple[dict[str, Term], dict[str, Term]]:
     truth = batch.instances
     if batch.keys is None or truth.keypoints is None:
@@ -303,8 +297,7 @@ def _sample(
     """Objects for the first stage, or pairs of an object and one of its joints."""
     keypoints = jnp.asarray(truth.keypoints)
     n_joints = keypoints.shape[1]
-    objects = truth.valid & ~truth.crowd & ~truth.difficult
-    labelled = (keypoints[..., 2] > 0) & objects[:, None]
+    labelled = (keypoints[..., 2] > 0) & truth.objects[:, None]
     key, noise_key = jax.random.split(key)
     eligible = labelled.any(axis=1) if stage == 0 else labelled.reshape(-1)
     drawn = sampling.sample_balanced(

@@ -32,6 +32,7 @@ from jaxdet.proposals import rpn
 from jaxdet.proposals.rpn import RPNOutputs
 from jaxdet.regions import heads, roi_loss
 from jaxdet.structures import Batch, Detections, Images, Proposals
+from jaxdet.training import steps
 from jaxdet.training.steps import Aux
 
 
@@ -119,25 +120,17 @@ def loss(
       metrics are the share of objects with a proposal of IoU >= 0.5 (`proposal_recall`) and of
       sampled objects that get their class (`roi_accuracy`).
     """
-
-    def run(bound: FasterRCNN) -> tuple[dict[str, Term], dict[str, Term]]:
-        return _loss(bound, batch, train=train, options=options)
-
-    (terms, metrics), updates = nn.apply(run, model, mutable=["batch_stats"] if train else [])(
-        variables
-    )
-    stats = updates.get("batch_stats", variables.get("batch_stats", {}))
-    return terms, Aux(metrics, stats)
+    run = functools.partial(_loss, batch=batch, train=train, options=options)
+    return steps.bound_loss(run, model, variables, train=train)
 
 
 def _loss(
-    model: FasterRCNN, batch: Batch, *, train: bool, options: LossOptions
+    model: FasterRCNN, *, batch: Batch, train: bool, options: LossOptions
 ) -> tuple[dict[str, Term], dict[str, Term]]:
     images, truth = batch.images, batch.instances
     if batch.keys is None:
         raise ValueError("`batch.keys` is None: training samples boxes, so each image needs a key.")
-    regions = truth.valid & (truth.crowd | truth.difficult)
-    objects = truth.valid & ~regions
+    objects, regions = truth.objects, truth.regions
     keys = jax.vmap(jax.random.split)(batch.keys)
 
     pyramid = model.features(images, train=train)

@@ -226,7 +226,7 @@ def loss(
         keys=batch.keys,
         train=train and options.train_classifier,
     )
-    objects = classifier.counted(batch.instances) & (batch.records >= 0)[:, None]
+    objects = batch.instances.objects & (batch.records >= 0)[:, None]
     truth = batch.instances._replace(valid=objects, masks=None, keypoints=None)
 
     def one(outputs: BoxOutputs, truth: Instances, frame: Array) -> tuple[Any, Any]:

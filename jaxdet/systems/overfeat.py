@@ -39,6 +39,7 @@ from jaxdet.losses.classification import Term
 from jaxdet.regions import roi_align
 from jaxdet.structures import Batch, Detections, Images, Instances
 from jaxdet.targets import matching, window_sampling
+from jaxdet.training import steps
 from jaxdet.training.steps import Aux
 
 
@@ -194,16 +195,12 @@ def loss(
     Source:
       Sermanet et al. 2014 (arXiv:1312.6229v4), sections 3.1 and 4.2.
     """
-
-    def run(bound: OverFeat) -> tuple[dict[str, Term], dict[str, Term]]:
-        return _loss(bound, batch, train=train, options=options)
-
-    terms, metrics = nn.apply(run, model)(variables)
-    return terms, Aux(metrics, {})
+    run = functools.partial(_loss, batch=batch, train=train, options=options)
+    return steps.bound_loss(run, model, variables, train=train)
 
 
 def _loss(
-    model: OverFeat, batch: Batch, *, train: bool, options: LossOptions
+    model: OverFeat, *, batch: Batch, train: bool, options: LossOptions
 ) -> tuple[dict[str, Term], dict[str, Term]]:
     if batch.keys is None:
         raise ValueError("`batch.keys` is None: training samples windows, so each image needs one.")
@@ -217,8 +214,7 @@ def _loss(
         window_sides=options.window_sides,
     )
     truth = batch.instances
-    objects = truth.valid & ~truth.crowd & ~truth.difficult
-    windows = jax.vmap(sample)(keys[:, 0], truth.boxes, objects, batch.images.sizes)
+    windows = jax.vmap(sample)(keys[:, 0], truth.boxes, truth.objects, batch.images.sizes)
     matches = jax.vmap(functools.partial(_label, options=options))(windows, batch.instances)
     each = jax.vmap(functools.partial(jax.random.split, num=options.sample_size))(keys[:, 1])
     # What is not trained stays as it is when it predicts: without dropout.
@@ -247,16 +243,15 @@ def _loss(
 def _label(
     windows: Float[Array, "m 4"], truth: Instances, *, options: LossOptions
 ) -> matching.Matches:
-    regions = truth.valid & (truth.crowd | truth.difficult)
     matches = matching.match_boxes(
         truth.boxes,
-        truth.valid & ~regions,
+        truth.objects,
         windows,
         positive_iou=options.positive_iou,
         negative_iou=options.negative_iou,
         keep_best=False,
     )
-    return matching.ignore_regions(matches, windows, truth.boxes, regions)
+    return matching.ignore_regions(matches, windows, truth.boxes, truth.regions)
 
 
 class Windows(NamedTuple):

@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 
 from jaxdet.structures import Batch
-from jaxdet.training import processes
+from jaxdet.training import logging, processes
 from jaxdet.training.checkpoints import Checkpoints
 from jaxdet.training.logging import MetricsLog, write_atomically
 from jaxdet.training.state import TrainState
@@ -85,7 +85,7 @@ class Journal:
         Args:
           start: Updates made so far.
         """
-        self._before = 0.0 if self._log is None else self._log.seconds()
+        self._before = 0.0 if self._log is None else logging.seconds(self._log.directory)
         self._bar = tqdm.tqdm(
             total=self._steps,
             initial=start,

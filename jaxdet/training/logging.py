@@ -56,11 +56,6 @@ class MetricsLog:
         """
         self._board.add_image(name, pixels, step, dataformats="HWC")
 
-    def seconds(self) -> float:
-        """How long the run has taken up to its last row, over all its starts."""
-        rows = read_rows(self.directory)
-        return max((row.get("seconds", 0.0) for row in rows), default=0.0)
-
     def truncate(self, step: int, *, evaluated: bool = True) -> None:
         """Forgets rows beyond a step, and a last row that was cut while being written.
 
@@ -113,6 +108,19 @@ def read_rows(directory: str | pathlib.Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"Row {i + 1} of {directory} is not JSON. Got {line!r}") from error
     return rows  # What follows the last line break was cut while being written.
+
+
+def seconds(*directories: str | pathlib.Path) -> float:
+    """How long runs have taken up to their last rows, over all their starts, together.
+
+    Args:
+      directories: Of the runs; one that has not begun has taken no time.
+    """
+    begun = [directory for directory in directories if (pathlib.Path(directory) / ROWS).is_file()]
+    return math.fsum(
+        max((row.get("seconds", 0.0) for row in read_rows(directory)), default=0.0)
+        for directory in begun
+    )
 
 
 def write_results(

@@ -1,5 +1,6 @@
 """Everything a training run is: one record, the same on every device and in every checkpoint."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -41,6 +42,17 @@ def initial_variables(
     """
     pixels = jnp.zeros((1, *canvas, 3), jnp.uint8)
     return jax.jit(model.init)(key, Images(pixels, jnp.array([canvas], jnp.int32)))
+
+
+def describe(variables: Mapping[str, PyTree]) -> str:
+    """How large a model is, and what it runs on, for a person to read.
+
+    Args:
+      variables: "params" and what else the model has.
+    """
+    n_parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    device = jax.devices()[0].platform
+    return f"{n_parameters / 1e6:.2f} M parameters, {jax.device_count()} {device}"
 
 
 def init_state(

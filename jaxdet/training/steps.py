@@ -10,6 +10,7 @@ The mean over devices of each device's ratio would depend on how images fall on 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -185,6 +186,29 @@ def eval_step(
     """
     terms, aux = loss_fn(variables, _with_keys(_typed(key), batch), train=False)
     return _sum_over(_named(terms, aux), axis_name)
+
+
+def bound_loss(
+    loss: Callable[[Any], tuple[Sums, Sums]],
+    model: nn.Module,
+    variables: Mapping[str, PyTree],
+    *,
+    train: bool,
+) -> tuple[Sums, Aux]:
+    """Runs a loss that calls methods of a model, and keeps what norms learnt meanwhile.
+
+    Args:
+      loss: From the model, bound to its variables, to (terms, metrics).
+      model: The architecture.
+      variables: Its parameters and statistics.
+      train: Whether norms move their statistics.
+
+    Returns:
+      What a loss of a system returns.
+    """
+    run = nn.apply(loss, model, mutable=["batch_stats"] if train else [])
+    (terms, metrics), updates = run(variables)
+    return terms, Aux(metrics, updates.get("batch_stats", variables.get("batch_stats", {})))
 
 
 def evaluate_losses(

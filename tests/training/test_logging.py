@@ -91,3 +91,15 @@ def test_nan_becomes_null(tmp_path):
     logging.write_results(tmp_path / "r.json", {"AP": float("nan")}, seconds=1.0, seed=0)
     text = (tmp_path / "r.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"AP": None}
+
+
+def test_seconds_are_those_of_all_runs(tmp_path):
+    for name, ends in (("a", (1.5, 4.0)), ("b", (2.0,))):
+        log = logging.MetricsLog(tmp_path / name)
+        for step, end in enumerate(ends, start=1):
+            log.write(step, {"seconds": end})
+        log.write(9, {"eval/AP": 0.5})
+        log.close()
+    assert logging.seconds(tmp_path / "a") == 4.0
+    assert logging.seconds(*(tmp_path / name for name in "abc")) == 6.0
+    assert not (tmp_path / "c").exists()

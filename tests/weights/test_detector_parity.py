@@ -1,13 +1,13 @@
 """The same state dict and pictures as torchvision: the same detections."""
 
 import functools
-import importlib.util
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from module_files import load_module
 
 from jaxdet.data.resize import ShortSide, bilinear
 from jaxdet.structures import Images
@@ -19,15 +19,8 @@ RULE = ShortSide(96, 160)
 SIZES = [(60, 90), (96, 150), (200, 310)]
 
 
-def load_seeded():
-    """The module that both libraries' weights are from."""
-    spec = importlib.util.spec_from_file_location("seeded", GOLDEN / "detector_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-seeded = load_seeded()
+# The module that both libraries' weights are from.
+seeded = load_module("tests/golden/detector_weights.py", "detector_weights")
 
 
 def torch_shapes(name):

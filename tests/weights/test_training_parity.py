@@ -5,7 +5,6 @@ Sample sizes take all there is, so that nothing is drawn.
 
 import dataclasses
 import functools
-import importlib.util
 import pathlib
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from module_files import load_module
 
 from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
 from jaxdet.structures import Batch, Images, Instances
@@ -45,15 +45,8 @@ OPTIONS = faster_rcnn.LossOptions(
 )
 
 
-def load_seeded():
-    """The module that both libraries' weights are from."""
-    spec = importlib.util.spec_from_file_location("seeded", ROOT / "detector_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-seeded = load_seeded()
+# The module that both libraries' weights are from.
+seeded = load_module("tests/golden/detector_weights.py", "detector_weights")
 
 
 def make_batch(rows=5):
