@@ -29,6 +29,7 @@ class Row(NamedTuple):
     theirs: Callable[[], Any]  # Their arguments are torch tensors already.
     to_ours: Callable[[Any], Any] = lambda result: result  # Their result in our layout.
     compared: Callable[[Any], Any] = lambda result: result  # What of our result is theirs.
+    carries: bool = False  # The first argument is used up; the first result takes its place.
 
 
 def uniform_boxes(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -113,4 +113,5 @@ def training_row(rng: np.random.Generator, size: tuple[int, int]) -> Row:
         (first, batch),
         theirs,
         compared=lambda result: result[1]["loss"],
+        carries=True,
     )

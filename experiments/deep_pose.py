@@ -89,7 +89,7 @@ SHAPES = Config(
     sample_size=1,
     training=fit.Options(
         batch_size=32,
-        steps=5000,
+        steps=3500,
         optimizer="adamw",
         learning_rate=1.25e-3,
         weight_decay=0.05,
@@ -98,7 +98,7 @@ SHAPES = Config(
         evaluate_every=1000,
         checkpoint_every=1000,
     ),
-    later_steps=1500,
+    later_steps=2500,
     out=pathlib.Path("runs/deep_pose_shapes"),
 )
 SMOKE = dataclasses.replace(

@@ -64,20 +64,20 @@ class Config:
 SHAPES = Config(
     augmentation=Augmentation(vertical_flip=0.5, brightness=0.2, contrast=0.2),
     architecture=Architecture("small", dropout=0.0, box_hidden=(256, 128)),
-    loss=LossOptions(window_sides=(34.0, 96.0)),
+    loss=LossOptions(sample_size=16, object_sides=(0.6, 1.0), window_sides=(34.0, 96.0)),
     detect=DetectOptions(scales=(0.5, 0.71, 1.0, 1.41)),
     training=fit.Options(
         batch_size=8,
-        steps=1600,
+        steps=3000,
         optimizer="adamw",
         learning_rate=2e-3,
         weight_decay=0.02,
         warmup_steps=100,
-        ema_decay=0.99,
-        evaluate_every=800,
-        checkpoint_every=800,
+        ema_decay=0.995,
+        evaluate_every=1000,
+        checkpoint_every=500,
     ),
-    box_steps=800,
+    box_steps=1000,
 )
 SMOKE = dataclasses.replace(
     SHAPES,
@@ -124,6 +124,7 @@ def main(config: Config) -> dict[str, float]:
     model = overfeat.build(
         len(train.classes),
         config.architecture,
+        axis_name=parallel.AXIS,
         dtype=jnp.bfloat16 if config.training.bfloat16 else jnp.float32,
     )
     variables = state.initial_variables(

@@ -7,6 +7,7 @@ read before, or, with several hosts, on how the images of the global batch are d
 import dataclasses
 import functools
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -222,7 +223,7 @@ def iterate(
 
     Returns:
       An iterator; closing it, or its end, stops threads and workers. A worker that dies is a
-      `RuntimeError` with its exit code.
+      `RuntimeError` with its number, process and exit code.
     """
     if min(start, threads, workers) < 0:
         raise ValueError(
@@ -243,9 +244,30 @@ def iterate(
 
 
 def _drain(dataset: grain.IterDataset) -> Iterator[Batch]:
-    batches = iter(dataset)
+    batches, others = iter(dataset), set(multiprocessing.active_children())
+    workers = []
     try:
-        yield from batches
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if dead := [
+                    f"worker {number} (process {worker.pid}): {worker.exitcode}"
+                    for number, worker in enumerate(workers)
+                    if worker.exitcode
+                ]:
+                    raise RuntimeError(
+                        f"A data worker is dead, of {len(workers)}; its exit code (-9: killed, "
+                        f"often for memory): {', '.join(dead)}. The same command goes on from the "
+                        "last checkpoint; fewer --workers need less memory."
+                    ) from error
+                raise
+            if not workers:  # Grain has started them by now.
+                started = set(multiprocessing.active_children()) - others
+                workers = sorted(started, key=lambda worker: worker.pid or 0)
+            yield batch
     finally:
         batches.close()
 

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdet.features import dense
+from jaxdet.features import dense, norm
 from jaxdet.features.conv import Conv, flatten, max_pool
 from jaxdet.geometry.receptive_field import Layer, ReceptiveField, receptive_field
 
@@ -30,6 +30,7 @@ class ConvLayer(NamedTuple):
     stride: int = 1
     padding: int = 0
     pool: int = 1
+    norm: bool = False  # Whether there is batch norm before the ReLU.
 
 
 class Design(NamedTuple):
@@ -78,10 +79,10 @@ ACCURATE = Design(
 # Not the paper's: for objects of a few dozen pixels. Without padding a window is its crop exactly.
 SMALL = Design(
     (
-        ConvLayer(32, 5, pool=2),
-        ConvLayer(64, 3, pool=2),
-        ConvLayer(96, 3),
-        ConvLayer(128, 3, pool=2),
+        ConvLayer(32, 5, pool=2, norm=True),
+        ConvLayer(64, 3, pool=2, norm=True),
+        ConvLayer(128, 3, norm=True),
+        ConvLayer(192, 3, pool=2, norm=True),
     ),
     hidden=(256,),
     size=48,
@@ -92,6 +93,8 @@ class OverFeatFeatures(nn.Module):
     """The layers before the last pooling, which is left out: see `pooled`."""
 
     layers: tuple[ConvLayer, ...]
+    axis_name: str | None = None
+    """The mapped axis over which batch statistics are synchronized."""
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -103,19 +106,30 @@ class OverFeatFeatures(nn.Module):
         Args:
           x: Normalized images; padding is zero.
           sizes: (height, width) of each picture within the canvas; no layer asks for them.
-          train: No layer asks for it.
+          train: Whether batch norm normalizes by the batch's statistics.
         """
-        del sizes, train
+        del sizes
         for i, layer in enumerate(self.layers):
             conv = Conv(
                 layer.features,
                 layer.kernel,
                 layer.stride,
                 padding=layer.padding,
+                use_bias=not layer.norm,
                 dtype=self.dtype,
                 name=str(i),
             )
-            x = nn.relu(conv(x))
+            x = conv(x)
+            if layer.norm:
+                # The fast variance, E[x^2] - E[x]^2, costs gradients their fourth digit.
+                normalize = norm.BatchNorm(
+                    axis_name=self.axis_name,
+                    use_fast_variance=False,
+                    dtype=self.dtype,
+                    name=f"{i}_norm",
+                )
+                x = normalize(x, jnp.ones((*x.shape[:3], 1), bool), train=train)
+            x = nn.relu(x)
             if i + 1 < len(self.layers):
                 x = max_pool(x, kernel_size=layer.pool, stride=layer.pool, padding=0)
         return (x,)
@@ -133,11 +147,12 @@ class OverFeat(nn.Module):
     num_classes: int = 1000
     dropout: float = 0.5
     """Of the hidden layers."""
+    axis_name: str | None = None
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         """Makes the layers."""
-        self.features = OverFeatFeatures(self.design.layers, self.dtype)
+        self.features = OverFeatFeatures(self.design.layers, self.axis_name, self.dtype)
         widths = (*self.design.hidden, self.num_classes)
         self.classifier = dense.DenseStack(widths, self.dropout, self.dtype)
 

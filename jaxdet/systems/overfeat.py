@@ -92,6 +92,7 @@ class OverFeat(nn.Module):
     box_hidden: tuple[int, ...] = (4096, 1024)
     class_agnostic: bool = False
     dropout: float = 0.5
+    axis_name: str | None = None
     pixel_mean: tuple[float, float, float] = norm.IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = norm.IMAGENET_STD
     dtype: Any = jnp.float32
@@ -99,7 +100,7 @@ class OverFeat(nn.Module):
     def setup(self) -> None:
         """Makes the layers."""
         self.network = overfeat.OverFeat(
-            self.design, self.num_classes + 1, self.dropout, dtype=self.dtype
+            self.design, self.num_classes + 1, self.dropout, self.axis_name, self.dtype
         )
         self.regressor = dense.DenseStack((*self.box_hidden, 4 * self.n_boxes), dtype=self.dtype)
 
@@ -119,9 +120,11 @@ class OverFeat(nn.Module):
         """Returns normalized pixels."""
         return norm.normalized(images, mean=self.pixel_mean, std=self.pixel_std)
 
-    def maps(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+    def maps(
+        self, pixels: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> Float[Array, "b h2 w2 c"]:
         """Returns the features before the last pooling."""
-        return self.network(pixels, norm.whole(pixels), train=False)[-1]
+        return self.network(pixels, norm.whole(pixels), train=train)[-1]
 
     def crops(
         self,
@@ -136,7 +139,7 @@ class OverFeat(nn.Module):
         cut = functools.partial(roi_align.roi_align, output_size=size, aligned=True)
         crops = jax.vmap(cut)(pixels, windows).reshape(-1, size, size, 3)
         keys = None if keys is None else keys.reshape(-1)
-        vectors = flatten(overfeat.pooled(self.maps(crops), self.design))
+        vectors = flatten(overfeat.pooled(self.maps(crops, train=train), self.design))
         logits = self.network.classifier(vectors, train=train, keys=keys)
         codes = self.regressor(jax.lax.stop_gradient(vectors), train=train)
         shape = windows.shape[:2]
@@ -155,10 +158,9 @@ def build(
     Args:
       num_classes: Of objects; background is one more.
       architecture: Its numbers.
-      axis_name: No layer asks for it.
+      axis_name: The mapped axis over which batch statistics are synchronized.
       dtype: Of the layers; boxes and losses are float32 always.
     """
-    del axis_name
     spec = architecture
     return OverFeat(
         DESIGNS[spec.design],
@@ -166,6 +168,7 @@ def build(
         spec.box_hidden,
         spec.class_agnostic,
         spec.dropout,
+        axis_name,
         dtype=dtype,
     )
 
@@ -184,7 +187,7 @@ def loss(
       model: The architecture.
       variables: Its parameters.
       batch: With keys, one an image.
-      train: Whether there is dropout.
+      train: Whether there is dropout, and batch norm normalizes by the batch's statistics.
       options: What is sampled.
 
     Returns:
@@ -217,9 +220,9 @@ def _loss(
     windows = jax.vmap(sample)(keys[:, 0], truth.boxes, truth.objects, batch.images.sizes)
     matches = jax.vmap(functools.partial(_label, options=options))(windows, batch.instances)
     each = jax.vmap(functools.partial(jax.random.split, num=options.sample_size))(keys[:, 1])
-    # What is not trained stays as it is when it predicts: without dropout.
-    drops = train and options.train_classifier
-    logits, codes = model.crops(model.pixels(batch.images), windows, train=drops, keys=each)
+    # What is not trained stays as it is when it predicts.
+    learns = train and options.train_classifier
+    logits, codes = model.crops(model.pixels(batch.images), windows, train=learns, keys=each)
 
     real = (batch.records >= 0)[:, None]  # A picture that only fills the batch must not count.
     positive, known = matches.positive & real, (matches.positive | matches.negative) & real
@@ -335,9 +338,14 @@ def detect(
     scores = jnp.concatenate([x.scores.reshape(n_images, -1, n_classes + 1) for x in seen], axis=1)
     boxes = jnp.concatenate([x.boxes.reshape(n_images, -1, model.n_boxes, 4) for x in seen], axis=1)
     windows = jnp.concatenate([x.windows.reshape(-1, 4) for x in seen])
-    centers, _ = box_ops.centers_and_sizes(windows)
-    inside = jnp.all(centers[None] < images.sizes[:, None, ::-1], axis=-1)
+    inside = jax.vmap(functools.partial(_inside, windows))(images.sizes)
     return jax.vmap(functools.partial(_merge, options=options))(scores, boxes, inside, images.sizes)
+
+
+def _inside(windows: Float[Array, "m 4"], size: Int[Array, "2"]) -> Bool[Array, " m"]:
+    """Whether half of a window is picture, or half of the picture in it."""
+    least = jnp.minimum(box_ops.area(windows), size[0] * size[1])
+    return 2 * box_ops.area(box_ops.clip(windows, size)) >= least
 
 
 def _merge(

@@ -1,5 +1,6 @@
 """What every training script does: from a loss, batches and an evaluation to a trained run."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -202,9 +203,6 @@ def fit(
             axis_name=parallel.AXIS,
         )
     )
-    if options.profile_steps:
-        traced, last = options.profile_steps
-        train_step = profile.traced(train_step, first=traced, last=last, folder=out / "profile")
     saved = checkpoints.Checkpoints(out / "checkpoints", metadata=metadata)
     if saved.last_step() is not None:
         begun, now = (
@@ -242,26 +240,27 @@ def fit(
         # Last, so that pictures of it stay.
         return found | dict(evaluate(state.ema_variables(now), int(now.step)))
 
-    end = loop.run(
-        first,
-        step=train_step,
-        batches=batches,
-        steps=options.steps,
-        checkpoints=saved,
-        log=log,
-        evaluation=loop.Evaluation(
-            measure,
-            every=options.evaluate_every,
-            best_metric=options.best_metric or best_metric,
-            lower_is_better=options.best_metric is not None and options.lower_is_better,
-            patience=options.patience,
-        ),
-        limits=loop.Limits(
-            options.minutes, options.steps_now, options.explosion, grace=options.grace
-        ),
-        checkpoint_every=options.checkpoint_every,
-        log_every=options.log_every,
-    )
+    with _profiled(train_step, options, out) as step:
+        end = loop.run(
+            first,
+            step=step,
+            batches=batches,
+            steps=options.steps,
+            checkpoints=saved,
+            log=log,
+            evaluation=loop.Evaluation(
+                measure,
+                every=options.evaluate_every,
+                best_metric=options.best_metric or best_metric,
+                lower_is_better=options.best_metric is not None and options.lower_is_better,
+                patience=options.patience,
+            ),
+            limits=loop.Limits(
+                options.minutes, options.steps_now, options.explosion, grace=options.grace
+            ),
+            checkpoint_every=options.checkpoint_every,
+            log_every=options.log_every,
+        )
     if (done := int(end.step)) < options.steps:
         why = "by --patience, --minutes or --steps-now; it can be gone on with."
         print(f"{out}: ended at step {done} of {options.steps} {why}", flush=True)
@@ -269,6 +268,15 @@ def fit(
     saved.close()
     log.close()
     return done == options.steps or (options.patience is not None and misses >= options.patience)
+
+
+def _profiled(
+    step: parallel.StepFn, options: Options, out: pathlib.Path
+) -> contextlib.AbstractContextManager[parallel.StepFn]:
+    if options.profile_steps is None:
+        return contextlib.nullcontext(step)
+    first, last = options.profile_steps
+    return profile.traced(step, first=first, last=last, folder=out / "profile")
 
 
 def validation_losses(

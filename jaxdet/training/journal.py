@@ -12,7 +12,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,7 @@ class TrainingDiverged(RuntimeError):
 class _Step(NamedTuple):
     number: int
     metrics: Mapping[str, Any]
-    records: np.ndarray | None  # Of the pictures.
+    read: tuple[Any, Any]  # Positions and records of this process's pictures.
     n_images: int
 
 
@@ -85,7 +85,9 @@ class Journal:
         Args:
           start: Updates made so far.
         """
-        self._before = 0.0 if self._log is None else logging.seconds(self._log.directory)
+        if self._log is not None:
+            self._before = logging.seconds(self._log.directory)
+            (self._log.directory / DIVERGED).unlink(missing_ok=True)  # Of an earlier start.
         self._bar = tqdm.tqdm(
             total=self._steps,
             initial=start,
@@ -130,7 +132,7 @@ class Journal:
         """
         before = self._pending
         n_images = batch.positions.shape[0] * jax.process_count()
-        self._pending = _Step(step, metrics, batch.records, n_images)
+        self._pending = _Step(step, metrics, (batch.positions, batch.records), n_images)
         if before is not None:
             self._read(before)
 
@@ -157,7 +159,7 @@ class Journal:
         values = {name: float(value) for name, value in jax.device_get(dict(step.metrics)).items()}
         watched = {k: v for k, v in values.items() if k.startswith("loss") or k == "grad_norm"}
         if not all(map(math.isfinite, watched.values())):
-            self._stop(step.number, watched, step.records, "Not finite")
+            self._stop(step.number, watched, step.read, "Not finite")
         self._check_explosion(step, watched)
         self._n_steps += 1
         self._n_images += step.n_images
@@ -186,7 +188,7 @@ class Journal:
             usual = statistics.median(recent) if len(recent) >= _FEWEST else math.inf
             if value > self._explosion * usual:
                 how = f"{name} is {value / max(usual, 1e-30):.3g} times its median"
-                self._stop(step.number, watched, step.records, f"Exploded ({how})")
+                self._stop(step.number, watched, step.read, f"Exploded ({how})")
             recent.append(value)
 
     def _write(self, step: int, values: dict[str, float], now: float) -> None:
@@ -202,24 +204,37 @@ class Journal:
         self._first = {}
 
     def _stop(
-        self, step: int, values: Mapping[str, float], records: Sequence[int] | Any, how: str
+        self, step: int, values: Mapping[str, float], read: tuple[Any, Any] | None, how: str
     ) -> None:
         last = None if self._checkpoints is None else self._checkpoints.last_step()
         where = "there is none"
         if last is not None and self._checkpoints is not None:
             where = str(self._checkpoints.directory / "last" / str(last))
         shown = ", ".join(f"{name} = {value}" for name, value in values.items())
+        records = None if read is None else all_records(*read)
         if self._log is not None:
             report = {
                 "step": step,
                 "how": how,
                 "values": {name: str(value) for name, value in values.items()},
-                "records": None if records is None else np.asarray(records).tolist(),
+                "records": records,
                 "checkpoint": last,
             }
             text = json.dumps(report, indent=2) + "\n"
             write_atomically(self._log.directory / DIVERGED, text)
         raise TrainingDiverged(f"{how} after step {step}: {shown}. Last good checkpoint: {where}.")
+
+
+def all_records(positions: Any, records: Any) -> list[int]:
+    """The records of a global batch in its order, from all processes; each must ask.
+
+    Args:
+      positions: Of this process's images in the global batch.
+      records: What they are in the data set.
+    """
+    parts = processes.gather((np.asarray(positions), np.asarray(records)))
+    where, which = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return which[np.argsort(where)].tolist()
 
 
 def is_due(step: int, every: int, steps: int) -> bool:

@@ -1,6 +1,6 @@
 """Where the time of a step goes, by the parts of a model.
 
-    traced(step) -> a folder, which TensorBoard and Perfetto read too
+    traced(step, ...) -> a folder, which TensorBoard and Perfetto read too
     read(folder) -> Profile: milliseconds a step of each part; `as_table` shows it
 
 A trace has an event for each operation that ran, whose path of modules and named scopes the
@@ -9,11 +9,12 @@ the times of a device add up to the time that passed.
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,19 +65,20 @@ class Event(NamedTuple):
     operation: str
 
 
+@contextlib.contextmanager
 def traced(
     step: StepFn, *, first: int, last: int, folder: str | pathlib.Path, parts: Sequence[str] = PARTS
-) -> StepFn:
+) -> Iterator[StepFn]:
     """A step that is traced at some of its calls; the table is printed after the last of them.
 
     Args:
       step: Compiled.
       first: The first call that is traced; above 1, since the first one compiles.
-      last: The last call that is traced.
+      last: The last call that is traced, unless the `with` block ends before it.
       folder: For the trace.
       parts: As in `read`.
 
-    Returns:
+    Yields:
       A function that does what `step` does.
 
     Raises:
@@ -84,24 +86,36 @@ def traced(
     """
     if not 1 <= first <= last:
         raise ValueError(f"first and last must be calls, in order. Got {first} and {last}")
-    calls = 0
+    calls, is_tracing, out = 0, False, None
+
+    def stop() -> None:
+        nonlocal is_tracing
+        is_tracing = False
+        jax.block_until_ready(out)
+        jax.profiler.stop_trace()
+        tqdm.tqdm.write(as_table(read(folder, parts=parts)))  # Beside a progress bar.
 
     def run(state: Any, batch: Any) -> Any:
-        nonlocal calls
+        nonlocal calls, is_tracing, out
         calls += 1
         if calls == first:
             jax.block_until_ready(state)
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0
             jax.profiler.start_trace(folder, profiler_options=options)
+            is_tracing = True
         out = step(state, batch)
         if calls == last:
-            jax.block_until_ready(out)
-            jax.profiler.stop_trace()
-            tqdm.tqdm.write(as_table(read(folder, parts=parts)))  # Beside a progress bar.
+            stop()
         return out
 
-    return run
+    try:
+        yield run
+    finally:
+        if is_tracing:
+            stop()
+    if calls < first:
+        tqdm.tqdm.write(f"Nothing was traced: there were {calls} calls, not {first}.")
 
 
 def read(folder: str | pathlib.Path, *, parts: Sequence[str] = PARTS) -> Profile:
@@ -112,16 +126,23 @@ def read(folder: str | pathlib.Path, *, parts: Sequence[str] = PARTS) -> Profile
       parts: Names of scopes that count apart from what they are used in.
 
     Returns:
-      The times of the program that ran longest.
+      The times of the program that ran longest, of those that compute gradients if any does.
 
     Raises:
       ValueError: Where there is no trace, or no program in it.
     """
     files = sorted(pathlib.Path(folder).rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
-    devices, number = _longest(files[-1]) if files else ({}, 0)
-    if not devices:
+    runs = _events(files[-1]) if files else {}
+    if not runs:
         raise ValueError(f"There is no trace of a compiled program. Got {folder}")
-    operations = trace_programs.programs(files[-1])[number]
+    programs = trace_programs.programs(files[-1])
+
+    def rank(number: int) -> tuple[bool, float]:
+        learns = any("transpose(" in operation.path for operation in programs[number].values())
+        return learns, sum(e.end - e.start for events in runs[number].values() for e in events)
+
+    number = max(runs, key=rank)
+    devices, operations = runs[number], programs[number]
     total = 0.0
     times: dict[tuple[str, bool], float] = collections.defaultdict(float)
     for events in devices.values():
@@ -151,8 +172,8 @@ def as_table(profile: Profile) -> str:
     return "\n".join(lines)
 
 
-def _longest(file: pathlib.Path) -> tuple[dict[Any, list[Event]], int]:
-    """The events of the program that ran longest by device, and the program's number."""
+def _events(file: pathlib.Path) -> dict[int, dict[Any, list[Event]]]:
+    """What ran, by the program's number and by device."""
     found: dict[int, dict[Any, list[Event]]] = {}
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
@@ -166,14 +187,7 @@ def _longest(file: pathlib.Path) -> tuple[dict[Any, list[Event]], int]:
                 of_program.setdefault(device, []).append(
                     Event(int(run), event.start_ns, event.end_ns, operation)
                 )
-    if not found:
-        return {}, 0
-
-    def length(number: int) -> float:
-        return sum(e.end - e.start for events in found[number].values() for e in events)
-
-    number = max(found, key=length)
-    return found[number], number
+    return found
 
 
 def shares(events: Sequence[Event], operations: Mapping[str, Operation]) -> dict[str, float]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxdet.structures import Batch
 from jaxdet.training.checkpoints import Checkpoints
-from jaxdet.training.journal import DIVERGED
+from jaxdet.training.journal import DIVERGED, all_records
+from jaxdet.training.processes import gather
 from jaxdet.training.state import PyTree, TrainState, by_path
 from jaxdet.training.steps import Sums
 
@@ -71,20 +72,21 @@ def replay(
     batch = next(data)
     lines = [
         f"Step {number} again, from the checkpoint of step {start}.",
-        f"Pictures: records {np.asarray(batch.records).tolist()}.",
+        f"Pictures: records {all_records(batch.positions, batch.records)}.",
     ]
     grads, sums, stats = jax.device_get(gradients(state, batch))
     before = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     after, _ = step(state, batch)
     parts = {
-        "the batch": {"images": batch.images, "instances": batch.instances},
         "the state before": before,
         "the losses (sum, count)": sums,
         "the gradient": grads,
         "the statistics afterwards": stats,
         "the parameters afterwards": jax.device_get(after.params),
     }
-    faults = [line for where, tree in parts.items() for line in _not_finite(where, tree)]
+    pictures = {"images": batch.images, "instances": batch.instances}
+    faults = [line for found in gather(_not_finite("the batch", pictures)) for line in found]
+    faults += [line for where, tree in parts.items() for line in _not_finite(where, tree)]
     norms = {path: float(np.linalg.norm(np.float64(x))) for path, x in by_path(grads).items()}
     finite = [path for path, length in norms.items() if np.isfinite(length)]
     largest = sorted(finite, key=lambda path: norms[path], reverse=True)[:N_LARGEST]

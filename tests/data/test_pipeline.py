@@ -218,10 +218,11 @@ def test_everything_is_the_same_for_any_readers(rich_batches, threads, workers):
 
 
 def test_dead_workers_are_an_error():
-    read = pipeline.iterate(make(rich_source()), threads=1, workers=1)
+    read = pipeline.iterate(make(rich_source()), threads=1, workers=2)
     next(read)
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="exit code -9"):
+    victim = sorted(multiprocessing.active_children(), key=lambda w: w.pid)[1].pid
+    os.kill(victim, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=rf"worker 1 \(process {victim}\): -9\. "):
         for _ in range(20):
             next(read)
     read.close()

@@ -64,7 +64,7 @@ def localizer_system(make, batch, options):
 
 # Windows of 32 pixels, 8 and 4 apart; squares fill 0.56 to 0.81 of one.
 SMALL = Design(
-    (ConvLayer(16, 5, pool=2), ConvLayer(24, 3, pool=2), ConvLayer(32, 1, pool=2)),
+    (ConvLayer(16, 5, pool=2, norm=True), ConvLayer(24, 3, pool=2), ConvLayer(32, 1, pool=2)),
     hidden=(64,),
     size=32,
 )

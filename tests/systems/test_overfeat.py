@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import faster_rcnn_cases as cases
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from jaxdet.systems.overfeat import DetectOptions, LossOptions
 
 # Without padding: windows of 32 pixels, 8 apart.
 DESIGN = Design(
-    (ConvLayer(6, 5, pool=2), ConvLayer(8, 3, pool=2), ConvLayer(8, 1, pool=2)), (12,), 32
+    (ConvLayer(6, 5, pool=2), ConvLayer(8, 3, pool=2, norm=True), ConvLayer(8, 1, pool=2)),
+    (12,),
+    32,
 )
 MODEL = overfeat.OverFeat(DESIGN, cases.K, box_hidden=(12,), dropout=0.0)
 BATCH = cases.make_batch()
@@ -59,7 +62,8 @@ def test_windows_of_other_scales_are_in_pixels_of_the_canvas():
 def test_what_is_trained():
     def slope(options):
         def total(params):
-            terms, _ = overfeat.loss(MODEL, {"params": params}, BATCH, train=True, options=options)
+            variables = VARIABLES | {"params": params}
+            terms, _ = overfeat.loss(MODEL, variables, BATCH, train=True, options=options)
             return sum(s / jnp.maximum(n, 1) for s, n in terms.values())
 
         return jax.jit(jax.grad(total))(VARIABLES["params"])
@@ -71,6 +75,8 @@ def test_what_is_trained():
     assert all(x.any() for x in jax.tree.leaves(classes["network"]))
     assert not any(x.any() for x in jax.tree.leaves(classes["regressor"]))
     only_boxes = LossOptions(train_classifier=False)
+    _, aux = overfeat.loss(MODEL, VARIABLES, BATCH, train=True, options=only_boxes)
+    chex.assert_trees_all_equal(aux.batch_stats, VARIABLES["batch_stats"])
     assert overfeat.is_trainable("regressor/0/kernel", options=only_boxes)
     assert not overfeat.is_trainable("network/features/0/kernel", options=only_boxes)
     nothing = LossOptions(train_classifier=False, train_boxes=False)
@@ -132,3 +138,19 @@ def test_more_looks_find_more(monkeypatch):
     whole = n_found(scales=(0.5,), fine=False)
     one = n_found(scales=(1.0,))
     assert (whole, one, n_found(scales=(0.5, 1.0, 1.5))) == (0, 1, 5)
+
+
+def test_a_picture_in_one_window_is_seen_whatever_its_shape(monkeypatch):
+    """Of a strip of 64 x 20 the window's middle is not in the picture."""
+    box = jnp.array([[[[[2.0, 2, 18, 60]]]]])
+    seen = overfeat.Windows(jnp.array([[[[0.1, 0.9, 0.0]]]]), box, jnp.array([[[0.0, 0, 64, 64]]]))
+    monkeypatch.setattr(overfeat, "look", lambda *_, **__: seen)
+    model = MODEL.clone(class_agnostic=True)
+    options = DetectOptions(scales=(0.5,))
+
+    def n_found(size):
+        images = Images(BATCH.images.pixels[:1], jnp.array([size]))
+        return int(overfeat.detect(model, {}, images, options=options).valid.sum())
+
+    assert n_found((64, 20)) == n_found((20, 64)) == 1
+    assert n_found((0, 0)) == 0

@@ -14,7 +14,7 @@ import toy_regression as toy
 from jaxdet import predictor
 from jaxdet.data.records import Annotation, Source
 from jaxdet.structures import Detections
-from jaxdet.training import checkpoints, fit, logging, loop, parallel, processes
+from jaxdet.training import checkpoints, fit, journal, logging, loop, parallel, processes
 from jaxdet.training import state as states
 
 STEPS, SIZE = 9, 8
@@ -121,6 +121,7 @@ def talk():
     told = {
         "gathered": processes.gather((INDEX, long * INDEX)),
         "first": processes.on_first(lambda: (INDEX, np.float32(-0.0), long)),
+        "records": journal.all_records([INDEX, INDEX + COUNT], [10 + INDEX, 20 + INDEX]),
     }
     for name, error in (("known", ValueError("no such file")), ("own", loop.Interrupted(3, 15))):
         try:

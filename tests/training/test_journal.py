@@ -34,8 +34,8 @@ def test_explosion_stops_what_is_still_finite(tmp_path, name):
     assert told["step"] == 30 and told["checkpoint"] is None
     assert told["records"] == toy.batch(29).records.tolist()
     assert [row["step"] for row in logging.read_rows(tmp_path)] == list(range(1, 30))
-    keep(tmp_path / "b", rows, explosion=300.0)
-    assert not (tmp_path / "b" / journal.DIVERGED).exists()
+    keep(tmp_path, rows, explosion=300.0)
+    assert not (tmp_path / journal.DIVERGED).exists()
 
 
 def test_the_median_is_of_the_last_hundred(tmp_path):

@@ -134,6 +134,7 @@ def test_what_they_say_to_each_other(ran):
         assert talk["first"] == [0, "-0.0", long]
         assert talk["known"] == "ValueError: no such file"
         assert talk["votes"] == [0, 0, 15, 0]
+        assert talk["records"] == [10, 11, 20, 21]
     assert talks[0]["own"] == "Interrupted: Stopped by SIGTERM after step 3."
     # Cannot be pickled, so told in words.
     assert talks[1]["own"] == f"RuntimeError: The first process stopped: {talks[0]['own']}"

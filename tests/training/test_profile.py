@@ -80,15 +80,18 @@ def step(weights, x):
 def traced(tmp_path_factory):
     """A trace of four calls, between which the device waits; what it took by the clock."""
     folder = tmp_path_factory.mktemp("profile")
-    run = profile.traced(step, first=3, last=6, folder=folder)
     weights, seconds = jax.random.normal(jax.random.key(0), (300, 300)) / 300, 0.0
-    for call in range(1, 8):
-        begun = time.perf_counter()
-        weights, metrics = run(weights, jnp.ones((900, 300)))
-        jax.block_until_ready(metrics)
-        if 3 < call < 6:  # Starting and ending a trace takes its time.
-            time.sleep(0.05)
-            seconds += time.perf_counter() - begun
+    other = jax.jit(lambda x: jnp.sort(jnp.tile(x, 100)).sum())
+    with profile.traced(step, first=3, last=6, folder=folder) as run:
+        for call in range(1, 8):
+            begun = time.perf_counter()
+            weights, metrics = run(weights, jnp.ones((900, 300)))
+            jax.block_until_ready(metrics)
+            if 3 < call < 6:  # Starting and ending a trace takes its time.
+                time.sleep(0.05)
+                if call == 4:  # An evaluation, longer than the steps.
+                    other(jnp.arange(3e4)).block_until_ready()
+                seconds += time.perf_counter() - begun
     return folder, seconds
 
 
@@ -126,4 +129,15 @@ def test_misuse(tmp_path):
         profile.read(tmp_path)
     for first, last in ((0, 2), (3, 2)):
         with pytest.raises(ValueError, match=f"Got {first} and {last}"):
-            profile.traced(step, first=first, last=last, folder=tmp_path)
+            profile.traced(step, first=first, last=last, folder=tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("n_calls, says", [(4, "(3 steps)"), (1, "were 1 calls, not 2")])
+def test_a_block_that_ends_early(tmp_path, capsys, n_calls, says):
+    weights = jnp.eye(300)
+    with profile.traced(step, first=2, last=6, folder=tmp_path) as run:
+        for _ in range(n_calls):
+            weights, _ = run(weights, jnp.ones((900, 300)))
+    assert says in capsys.readouterr().out
+    with profile.traced(step, first=1, last=1, folder=tmp_path) as run:  # Not left running.
+        run(weights, jnp.ones((900, 300)))
