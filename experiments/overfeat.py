@@ -64,20 +64,20 @@ class Config:
 SHAPES = Config(
     augmentation=Augmentation(vertical_flip=0.5, brightness=0.2, contrast=0.2),
     architecture=Architecture("small", dropout=0.0, box_hidden=(256, 128)),
-    loss=LossOptions(sample_size=16, object_sides=(0.6, 1.0), window_sides=(34.0, 96.0)),
+    loss=LossOptions(sample_size=12, object_sides=(0.6, 1.0), window_sides=(34.0, 96.0)),
     detect=DetectOptions(scales=(0.5, 0.71, 1.0, 1.41)),
     training=fit.Options(
         batch_size=8,
-        steps=3000,
+        steps=2500,
         optimizer="adamw",
         learning_rate=2e-3,
         weight_decay=0.02,
         warmup_steps=100,
         ema_decay=0.995,
-        evaluate_every=1000,
+        evaluate_every=1250,
         checkpoint_every=500,
     ),
-    box_steps=1000,
+    box_steps=800,
 )
 SMOKE = dataclasses.replace(
     SHAPES,

@@ -79,7 +79,7 @@ ACCURATE = Design(
 # Not the paper's: for objects of a few dozen pixels. Without padding a window is its crop exactly.
 SMALL = Design(
     (
-        ConvLayer(32, 5, pool=2, norm=True),
+        ConvLayer(32, 5, stride=2, norm=True),
         ConvLayer(64, 3, pool=2, norm=True),
         ConvLayer(128, 3, norm=True),
         ConvLayer(192, 3, pool=2, norm=True),

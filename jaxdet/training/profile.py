@@ -136,13 +136,14 @@ def read(folder: str | pathlib.Path, *, parts: Sequence[str] = PARTS) -> Profile
     if not runs:
         raise ValueError(f"There is no trace of a compiled program. Got {folder}")
     programs = trace_programs.programs(files[-1])
+    known = {number: _operations(number, of_device, programs) for number, of_device in runs.items()}
 
     def rank(number: int) -> tuple[bool, float]:
-        learns = any("transpose(" in operation.path for operation in programs[number].values())
+        learns = any("transpose(" in operation.path for operation in known[number].values())
         return learns, sum(e.end - e.start for events in runs[number].values() for e in events)
 
     number = max(runs, key=rank)
-    devices, operations = runs[number], programs[number]
+    devices, operations = runs[number], known[number]
     total = 0.0
     times: dict[tuple[str, bool], float] = collections.defaultdict(float)
     for events in devices.values():
@@ -150,8 +151,8 @@ def read(folder: str | pathlib.Path, *, parts: Sequence[str] = PARTS) -> Profile
         total += scale * (max(e.end for e in events) - min(e.start for e in events))
         for name, time in shares(events, operations).items():
             idle = name in (WAITING, GAPS)
-            known = operations.get(name, Operation("", ""))
-            times[(name, False) if idle else part_of(known, parts=parts)] += scale * time
+            operation = operations.get(name, Operation("", ""))
+            times[(name, False) if idle else part_of(operation, parts=parts)] += scale * time
     names = {name for name, _ in times}
     found = {name: Part(times[name, False], times[name, True]) for name in names}
     ordered = sorted(found.items(), key=lambda item: -sum(item[1]))
@@ -188,6 +189,21 @@ def _events(file: pathlib.Path) -> dict[int, dict[Any, list[Event]]]:
                     Event(int(run), event.start_ns, event.end_ns, operation)
                 )
     return found
+
+
+def _operations(
+    number: int,
+    events: Mapping[Any, Sequence[Event]],
+    programs: Mapping[int, Mapping[str, Operation]],
+) -> Mapping[str, Operation]:
+    """What ran: the program that has all of it. One from a cache of programs has a new number."""
+    names = {event.operation for of_device in events.values() for event in of_device}
+
+    def rank(candidate: int) -> tuple[int, bool, int]:
+        program = programs[candidate]
+        return len(names & program.keys()), candidate == number, -len(program)
+
+    return programs[max(programs, key=rank)] if programs else {}
 
 
 def shares(events: Sequence[Event], operations: Mapping[str, Operation]) -> dict[str, float]:

@@ -141,3 +141,14 @@ def test_a_block_that_ends_early(tmp_path, capsys, n_calls, says):
     assert says in capsys.readouterr().out
     with profile.traced(step, first=1, last=1, folder=tmp_path) as run:  # Not left running.
         run(weights, jnp.ones((900, 300)))
+
+
+def test_a_program_from_a_cache_has_another_number_in_its_metadata(traced, monkeypatch):
+    want = profile.read(traced[0])
+    numbered = profile.trace_programs.programs
+
+    def renumbered(file):
+        return {number + 1000: program for number, program in numbered(file).items()}
+
+    monkeypatch.setattr(profile.trace_programs, "programs", renumbered)
+    assert profile.read(traced[0]) == want
