@@ -81,11 +81,10 @@ SMALL = Design(
     (
         ConvLayer(32, 5, stride=2, norm=True),
         ConvLayer(64, 3, pool=2, norm=True),
-        ConvLayer(128, 3, norm=True),
         ConvLayer(192, 3, pool=2, norm=True),
     ),
     hidden=(256,),
-    size=48,
+    size=32,
 )
 
 

@@ -13,6 +13,7 @@ import contextlib
 import json
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from jaxdet.training.logging import write_atomically
 from jaxdet.training.state import PyTree, TrainState
 
 NOTES = "notes.json"
+_TRIES = 20
 _PREDICTS = ("params", "batch_stats", "frozen", "ema")
 
 
@@ -238,8 +240,12 @@ def _explained(manager: ocp.CheckpointManager, step: int | None) -> Iterator[Non
         yield
     except (OSError, ValueError) as error:  # Orbax has a ValueError for both.
         series = pathlib.Path(manager.directory)
-        for part in series.glob(f"{step}.*tmp*"):  # A full disk needs the room.
-            shutil.rmtree(part, ignore_errors=True)
+        for _ in range(_TRIES):  # A full disk needs the room; threads may still be writing.
+            if not (parts := list(series.glob(f"{step}.*tmp*"))):
+                break
+            for part in parts:
+                shutil.rmtree(part, ignore_errors=True)
+            time.sleep(0.1)
         good = manager.latest_step()
         last = "there is none" if good is None else series / str(good)
         raise CheckpointError(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jaxdet.training import compilation, loop, processes
+from jaxdet.training import checkpoints, compilation, loop, processes
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -119,7 +120,9 @@ def _explained() -> Iterator[None]:
         print(f"\n{stop} The same command goes on from there.", file=sys.stderr)
         raise SystemExit(stop.exit_code) from None
     except (ValueError, OSError, loop.TrainingDiverged) as fault:
-        print(f"\n{fault}", file=sys.stderr)
+        print(f"\n{fault}", file=sys.stderr, flush=True)
+        if isinstance(fault, checkpoints.CheckpointError):
+            os._exit(1)  # Or threads that could not write would bury it under their complaints.
         raise SystemExit(1) from None
 
 

@@ -5,6 +5,7 @@ In float64: a ReLU that rounds the other way moves gradients by a thousandth of 
 Run  python tests/golden/make_training.py     with torch 2.13, torchvision 0.28 (CPU)
 """
 
+import functools
 import pathlib
 
 import detector_weights as seeded
@@ -92,7 +93,8 @@ def train(model):
 
 def main():
     arrays = {}
-    for name, build in {"first": first, "second": second}.items():
+    builders = {"first": first, "second": second, "resnet50": functools.partial(first, 50)}
+    for name, build in builders.items():
         model = build().double()
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         tensors = seeded.training_state_dict(shapes)
