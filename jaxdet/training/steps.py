@@ -145,10 +145,11 @@ def gradients(
         sums, stats = _named(terms, aux), aux.batch_stats
     else:
         parts = _cut(batch, n_parts)
-        counted = jax.lax.map(
-            lambda part: _counts(terms_of(state.params, state.batch_stats, part)[0]), parts
-        )
-        counts = _sum_over(_add_up(counted), axis_name)
+
+        def count(carry: tuple[()], part: Batch) -> tuple[tuple[()], dict[str, Any]]:
+            return carry, _counts(terms_of(state.params, state.batch_stats, part)[0])
+
+        counts = _sum_over(_add_up(_in_turn(count, (), parts)[1]), axis_name)
 
         def add(carry: tuple[PyTree, PyTree], part: Batch) -> tuple[tuple[PyTree, PyTree], Sums]:
             grads, stats = carry
@@ -156,7 +157,7 @@ def gradients(
             return (optax.tree.add(grads, more), aux.batch_stats), _named(terms, aux)
 
         start = (optax.tree.zeros_like(state.params), state.batch_stats)
-        (grads, stats), of_parts = jax.lax.scan(add, start, parts)
+        (grads, stats), of_parts = _in_turn(add, start, parts)
         sums = _add_up(of_parts)
     grads, sums = _sum_over((grads, sums), axis_name)
     # Synchronized norms already agree; this keeps devices from drifting apart by rounding.
@@ -300,6 +301,22 @@ def _cut(batch: Batch, n_parts: int) -> Batch:
     if n_parts < 1 or size % n_parts:
         raise ValueError(f"n_parts must divide the {size} images of a device. Got {n_parts}")
     return jax.tree.map(lambda x: x.reshape(n_parts, -1, *x.shape[1:]), batch)
+
+
+def _in_turn(
+    function: Callable[[Any, Batch], tuple[Any, PyTree]], carry: Any, parts: Batch
+) -> tuple[Any, PyTree]:
+    """A scan; on CPU written out, since convolutions in its loops take several times as long."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(function, carry, parts)
+    outputs = []
+    for i in range(len(parts.positions)):
+        part = jax.tree.map(lambda x, i=i: x[i], parts)
+        # A part waits for the one before it, or it would take memory beside it.
+        carry, outputs, images = jax.lax.optimization_barrier((carry, outputs, part.images))
+        carry, output = function(carry, part._replace(images=images))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
 
 def _add_up(stacked: PyTree) -> PyTree:
