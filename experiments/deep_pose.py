@@ -84,12 +84,12 @@ SHAPES = Config(
     selection=Selection(scenes="single"),
     canvases=((128, 128),),
     augmentation=Augmentation(vertical_flip=0.0, brightness=0.2, contrast=0.2),
-    architecture=SMALL,
+    architecture=dataclasses.replace(SMALL, n_stages=2),  # A third gains nothing here.
     limbs=((0, 1), (0, 2), (0, 3), (0, 4)),
     sample_size=1,
     training=fit.Options(
         batch_size=32,
-        steps=3500,
+        steps=5000,
         optimizer="adamw",
         learning_rate=1.25e-3,
         weight_decay=0.05,
@@ -98,7 +98,7 @@ SHAPES = Config(
         evaluate_every=1000,
         checkpoint_every=1000,
     ),
-    later_steps=2500,
+    later_steps=1500,
     out=pathlib.Path("runs/deep_pose_shapes"),
 )
 SMOKE = dataclasses.replace(

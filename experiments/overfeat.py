@@ -17,7 +17,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -274,48 +274,38 @@ def draw_scales(config: Config, classes: tuple[str, ...], variables: Any, test: 
     """For a few pictures: how sure each scale is of any object, its boxes, and all merged."""
     options = config.detect
     model = overfeat.build(len(classes), config.architecture)
+    apart = options._replace(merge_threshold=-1.0)
+    looks = {
+        scale: jax.jit(functools.partial(overfeat.look, model, scale=scale, fine=options.fine))
+        for scale in options.scales
+    }
+    ways = {f"x{scale:g}": apart._replace(scales=(scale,)) for scale in options.scales}
+    ways |= {"all boxes": apart, "merged": options}
+    detects = {
+        title: jax.jit(functools.partial(overfeat.detect, model, options=way))
+        for title, way in ways.items()
+    }
     shown = predictor.spread(test, config.n_pictures)
-    cells, columns = [], 0
-    for index in range(len(shown)):
-        batch = next(
-            pipeline.iterate(
-                pipeline.eval_pipeline(
-                    sources.select(shown, [index], name=shown.name),
-                    canvases=config.canvases,
-                    batch_size=1,
-                )
-            )
-        )
+    batches = pipeline.eval_pipeline(shown, canvases=config.canvases, batch_size=1)
+    cells = []
+    for batch in pipeline.iterate(batches):
         images = Images(*map(jnp.asarray, batch.images[:2]))
         picture = np.asarray(images.pixels[0])
-        row = []
-        for scale in options.scales:
-            look = functools.partial(overfeat.look, model, scale=scale, fine=options.fine)
-            seen = jax.device_get(jax.jit(look)(variables, images))
+        backgrounds = {}
+        for scale, look in looks.items():
+            seen = jax.device_get(look(variables, images))
             scores = 1 - seen.scores[0, ..., 0]
-            heat = score_maps.draw_scores(picture, scores, seen.windows)
-            alone = options._replace(scales=(scale,), merge_threshold=-1.0)
-            row.append((f"x{scale:g}", drawn(model, variables, images, alone, heat, classes)))
-        apart = options._replace(merge_threshold=-1.0)
-        for title, how in (("all boxes", apart), ("merged", options)):
-            row.append((title, drawn(model, variables, images, how, picture, classes)))
-        cells += [draw.titled(cell, title) for title, cell in row]
-        columns = len(row)
-    return draw.contact_sheet(cells, columns, margin=4)
+            backgrounds[f"x{scale:g}"] = score_maps.draw_scores(picture, scores, seen.windows)
+        for title, detect in detects.items():
+            found = [x[0] for x in jax.device_get(detect(variables, images))]
+            below = backgrounds.get(title, picture)
+            cells.append(draw.titled(drawn(found, below, classes), title))
+    return draw.contact_sheet(cells, len(ways), margin=4)
 
 
-def drawn(
-    model: overfeat.OverFeat,
-    variables: Any,
-    images: Images,
-    options: DetectOptions,
-    picture: np.ndarray,
-    classes: tuple[str, ...],
-) -> np.ndarray:
+def drawn(found: Sequence[Any], picture: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
     """The picture with what is detected on it."""
-    detect = functools.partial(overfeat.detect, model, options=options)
-    found = jax.device_get(jax.jit(detect)(variables, images))
-    boxes, scores, labels, valid = (x[0] for x in found)
+    boxes, scores, labels, valid = found
     return draw.draw_boxes(picture, boxes, labels, classes, scores=scores, valid=valid, magnify=2)
 
 
