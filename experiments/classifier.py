@@ -2,7 +2,7 @@
 
 Source    He et al. 2016 (arXiv:1512.03385), section 3.4; transfer: Yosinski et al. 2014
           (arXiv:1411.1792), section 3.
-Expected  see results.json; not measured on an idle machine yet.
+Expected  shapes: as the classes of experiments/localizer.py, whose network and numbers it shares.
 Run       python experiments/classifier.py
           python experiments/classifier.py folder --data PATH --weights resnet18
           python experiments/classifier.py folder --data VOC --crops 0.1

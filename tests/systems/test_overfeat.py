@@ -143,7 +143,9 @@ def test_more_looks_find_more(monkeypatch):
 def test_a_picture_in_one_window_is_seen_whatever_its_shape(monkeypatch):
     """Of a strip of 64 x 20 the window's middle is not in the picture."""
     box = jnp.array([[[[[2.0, 2, 18, 60]]]]])
-    seen = overfeat.Windows(jnp.array([[[[0.1, 0.9, 0.0]]]]), box, jnp.array([[[0.0, 0, 64, 64]]]))
+    seen = overfeat.Windows(
+        jnp.array([[[[0.1, 0.9, 0.0, 0.0]]]]), box, jnp.array([[[0.0, 0, 64, 64]]])
+    )
     monkeypatch.setattr(overfeat, "look", lambda *_, **__: seen)
     model = MODEL.clone(class_agnostic=True)
     options = DetectOptions(scales=(0.5,))
