@@ -1,11 +1,11 @@
 """OverFeat: a classifier of windows slides over pictures at several scales, and boxes merge.
 
 Source    Sermanet et al. 2014 (arXiv:1312.6229v4).
-Expected  shapes, seed 0, on the 512 test pictures: AP50 0.305; of pictures with several objects 0.301
-          (all scales, merged), 0.074 (not merged), 0.225 (one scale), 0.001 (the picture as one
-          window); best box right in 0.43, 0.43, 0.29 and 0.00 of those with one object far from the
-          middle. 17 minutes of training beside other work on two cores; 0.48 of the objects' windows
-          get their class, so a longer training has much to gain
+Expected  shapes, seed 0, on the 512 test pictures: AP50 0.305; of pictures with several objects
+          0.301 (all scales, merged), 0.074 (not merged), 0.225 (one scale), 0.001 (the picture as
+          one window); best box right in 0.43, 0.43, 0.29 and 0.00 of those with one object far from
+          the middle. 17 minutes of training beside other work on two cores; 0.48 of the objects'
+          windows get their class, so a longer training has much to gain
 Run       python experiments/overfeat.py
           python experiments/overfeat.py folder --data PATH
 Check     python experiments/overfeat.py smoke
