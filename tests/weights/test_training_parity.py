@@ -121,8 +121,9 @@ def test_losses(name):
     np.testing.assert_allclose(losses, GOLDEN[f"{name}/losses"], rtol=2e-2)
 
 
-# A unit within 1e-7 of zero decides over thousandths of the gradients below it, and which units those
-# are differs from CPU to CPU: torch's own float32 gradients are up to 7e-4 of their norm from float64.
+# A unit within 1e-7 of zero decides over thousandths of the gradients below it, and which units
+# those are differs from CPU to CPU: torch's own float32 gradients are up to 7e-4 of their norm from
+# its float64 ones here.
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients(name):
     _, gradients, _ = trained(name)
@@ -139,7 +140,7 @@ def test_gradients(name):
         # A difference in any place shows in four random directions, each with its own length.
         errors[key] = np.abs(got - want).max() / norm
     assert max(errors.values()) < 5e-3, errors
-    assert np.median([*errors.values()]) < 1e-3, errors
+    assert np.median([*errors.values()]) < 2e-3, errors
 
 
 def test_statistics():
