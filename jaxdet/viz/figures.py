@@ -68,7 +68,7 @@ def training_curves(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) 
     names = list(dict.fromkeys(name for row in rows for name in row))
     losses = [name for name in names if "loss" in name]
     scores = [name for name in names if name.startswith("eval/") and name not in losses]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _curves(left, rows, losses, marker="")
     _curves(right, rows, scores, marker=".")
@@ -86,7 +86,7 @@ def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]], names: list[str], mar
         width = 2.5 if name in ("loss", "eval/AP") else 1.5
         axes.plot(steps, values, label=name, marker=marker, linewidth=width, **_style(i))
     if names:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # Beside the axes.
     axes.grid(alpha=0.3)
 
 
