@@ -149,6 +149,8 @@ def replay(out):
     options = fit.Options(batch_size=SIZE, steps=9, warmup_steps=1, checkpoint_every=2)
     said = io.StringIO()
     for again in (False, True):
+        # Other processes have a new folder at each start.
+        where = out if processes.is_first() else out / f"{again}"
         with (
             contextlib.redirect_stdout(said),
             contextlib.suppress(loop.TrainingDiverged, SystemExit),
@@ -160,8 +162,8 @@ def replay(out):
                 evaluate=lambda variables, step: {"score": 0.0},
                 best_metric="score",
                 options=dataclasses.replace(options, replay=again),
-                out=out,
-                log=logging.MetricsLog(out),
+                out=where,
+                log=logging.MetricsLog(where),
                 metadata={"classes": ["cat"], "config": {}},
             )
     return said.getvalue().splitlines()
