@@ -182,9 +182,10 @@ def main(config: Config) -> dict[str, float]:
                 if learnt := collection.get(f"stages_{stage - 1}"):
                     collection[f"stages_{stage}"] = learnt
             errors.append(measure_errors(config, model, variables, train, stage=stage - 1))
-        if not run_stage(
+        ended = run_stage(
             config, variables, tuple(errors), model=model, train=train, rates=rates, val=val
-        ):
+        )
+        if not ended and name != names[-1]:
             return {}
         where = config.out / name
         variables, _ = processes.on_first(lambda where=where: checkpoints.load_variables(where))

@@ -218,7 +218,8 @@ def main(config: Config) -> dict[str, float]:
     begun = time.perf_counter()
     pretrained = None
     if config.weights:
-        pretrained = detectors.load(config.weights, progress=download.show_progress)
+        read = functools.partial(detectors.load, config.weights, progress=download.show_progress)
+        pretrained = processes.on_first(read)
         rate = dataclasses.replace(config.training, learning_rate=config.fine_tune_rate)
         architecture = pretrained.description.architecture
         config = dataclasses.replace(config, architecture=architecture, training=rate)

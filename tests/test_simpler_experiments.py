@@ -9,7 +9,8 @@ import pytest
 from experiment_scripts import assert_written, load, run_script
 
 from jaxdet.data import shapes, sources
-from jaxdet.training import checkpoints, logging
+from jaxdet.training import checkpoints, logging, processes
+from jaxdet.weights import classifiers, detectors
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,35 @@ def test_localizers_and_predictions_begin_with_a_classifier(classified, data_dir
     assert len(rows) == 5 and len(list((tmp_path / "found").glob("*.png"))) == 1
 
 
+@pytest.mark.parametrize(
+    "name, reader",
+    [("classifier", classifiers), ("localizer", classifiers), ("faster_rcnn", detectors)],
+)
+def test_the_first_process_alone_reads_weights(name, reader, data_dir, tmp_path, monkeypatch):
+    """Two on one machine would write the same download."""
+    inside = []
+
+    class Read(Exception):
+        pass
+
+    def on_first(function):
+        inside.append(True)
+        try:
+            return function()
+        finally:
+            inside.pop()
+
+    def read(*_, **__):
+        assert inside
+        raise Read
+
+    monkeypatch.setattr(processes, "on_first", on_first)
+    monkeypatch.setattr(reader, "load", read)
+    arguments = ["smoke", "--data-dir", data_dir, "--out", tmp_path, "--weights", "any"]
+    with pytest.raises(Read):
+        run_script(name, arguments)
+
+
 def test_adjusts_boxes(data_dir, tmp_path):
     out = tmp_path / "adjusted"
     metrics = run_script("box_adjustment", ["smoke", "--data-dir", data_dir, "--out", out])
@@ -112,6 +142,18 @@ def test_deep_pose_trains_its_stages(data_dir, tmp_path):
         np.testing.assert_array_equal(a, b)
     # What the second stage was trained to expect is kept with it.
     assert len(last[1]["errors"]) == 1 and len(last[1]["errors"][0]["mean"]) == 5
+
+
+def test_a_budget_is_that_of_each_stage(data_dir, tmp_path):
+    """Of DeepPose's two stages of three updates, two a start; the last one has a report."""
+    arguments = ["smoke", "--data-dir", data_dir, "--out", tmp_path, "--steps-now", 2]
+    ends = []
+    for _ in range(2):
+        metrics = run_script("deep_pose", arguments)
+        stages = sorted(tmp_path.glob("stage*"))
+        done = [checkpoints.read_metadata(s / "checkpoints" / "last")["step"] for s in stages]
+        ends.append((bool(metrics), done))
+    assert ends == [(False, [2]), (True, [3, 2])]
 
 
 def test_overfeat_trains_the_classifier_then_the_boxes(data_dir, tmp_path):
