@@ -133,3 +133,10 @@ def test_compiles_the_cascade_up_to_a_stage():
         got = finder.predict(variables, inputs)
         assert got.joints.shape == (2, 1, n_stages, 2, 2)
         np.testing.assert_allclose(got.joints, whole.joints[:, :, :n_stages], atol=1e-3)
+
+
+def test_measures_are_compiled_once(monkeypatch):
+    first = pose_predictor.measure(FINDER, "variables", SOURCE, batch_size=2, limbs=LIMBS)
+    monkeypatch.setattr(pose_predictor.pose, "pck", pytest.fail)  # Not traced again.
+    again = pose_predictor.measure(FINDER, "variables", SOURCE, batch_size=2, limbs=LIMBS)
+    assert again == first
