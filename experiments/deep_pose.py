@@ -194,14 +194,15 @@ def main(config: Config) -> dict[str, float]:
                     batch_size=config.training.batch_size,
                 )
             )
-        if not run_stage(
+        ended = run_stage(
             config,
             variables,
             tuple(errors),
             model=model,
             finder=finders[stage],
             data=data,
-        ):
+        )
+        if not ended and name != names[-1]:
             return {}
         where = config.out / name
         variables, _ = processes.on_first(lambda where=where: checkpoints.load_variables(where))

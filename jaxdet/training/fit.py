@@ -81,7 +81,7 @@ class Options:
     """Evaluations without a better one, after which the run ends."""
     minutes: float | None = None
     """How long this start may train; it then evaluates, saves and reports, and can be gone on
-    with. In scripts of several stages each counts for itself, and the last one alone reports."""
+    with."""
     steps_now: int | None = None
     """How many updates this start may make; as `minutes`."""
     explosion: float | None = None
