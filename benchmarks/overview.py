@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from jaxdet.data import pipeline, shapes
 from jaxdet.data.augment import Augmentation
@@ -27,7 +26,7 @@ from jaxdet.regions import roi_align, roi_pool
 from jaxdet.structures import Batch, Images, Instances
 from jaxdet.systems import architectures, faster_rcnn
 from jaxdet.targets import matching
-from jaxdet.training import state, steps
+from jaxdet.training import recipes, state, steps
 
 Case = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -180,4 +179,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    recipes.run_script(main, Config, description=__doc__ or "")

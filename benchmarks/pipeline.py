@@ -1,9 +1,9 @@
 """Images a second of the input pipeline, beside torchvision's transforms v2 with its DataLoader.
 
-Both read the same JPEG files and boxes, decode each time, mirror, scale from 0.5 to 1.5, crop or
-pad to one canvas, vary brightness, contrast and saturation, leave out boxes without area, and
-stack batches. Rounds of both take turns; torchvision is left out where it is not installed.
-
+Does      both read the same JPEG files and boxes, decode each time, mirror, scale from 0.5 to 1.5,
+          crop or pad to one canvas, vary brightness, contrast and saturation, leave out boxes
+          without area, and stack batches. Rounds of both take turns; torchvision is left out where
+          it is not installed.
 Run       python benchmarks/pipeline.py
           python benchmarks/pipeline.py --data FOLDER --canvas 480 640
 Columns   images/s: median of the rounds; range: slowest and fastest round
@@ -21,12 +21,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import tyro
 
 from jaxdet.data import pipeline
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.pictures import PictureFiles
 from jaxdet.data.records import Annotation, Source
+from jaxdet.training import recipes
 
 VARIED = Augmentation(scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2)
 N_OBJECTS = 8  # A picture.
@@ -193,4 +193,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    recipes.run_script(main, Config, description=__doc__ or "")

@@ -1,13 +1,13 @@
 """A hundred thousand steps: do memory and step time stay what they are?
 
+Does      trains a network of two layers on 16 x 16 pictures with all that a run has: the input
+          pipeline, the compiled step on all devices, an average, logs, evaluations and checkpoints
 Run       python benchmarks/soak.py
           python benchmarks/soak.py --steps 2000
-Trains a network of two layers on 16 x 16 pictures with all that a run has: the input pipeline, the
-compiled step on all devices, an average, logs, evaluations and checkpoints.
 Columns   RSS: memory of the process, megabytes; arrays, MB: what JAX holds on devices;
           step: median time from one step to the next, milliseconds.
-Ends with code 1 where the last tenth needs over 5 % more memory than the second, or holds more
-arrays. Times of a machine that does other things vary; they are shown only.
+Ends      with code 1 where the last tenth needs over 5 % more memory than the second, or holds more
+          arrays. Times of a machine that does other things vary; they are shown only.
 """
 
 import dataclasses
@@ -24,13 +24,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from jaxdet.data import pipeline
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Annotation, Source
 from jaxdet.structures import Batch, Images
-from jaxdet.training import checkpoints, fit, logging, loop, optimizers, parallel, state, steps
+from jaxdet.training import (
+    checkpoints,
+    fit,
+    logging,
+    loop,
+    optimizers,
+    parallel,
+    recipes,
+    state,
+    steps,
+)
 
 CANVAS = (16, 16)
 
@@ -175,4 +184,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    recipes.run_script(main, Config, description=__doc__ or "")

@@ -29,9 +29,10 @@ import operator_rows
 import system_rows
 import torch
 import torchvision
-import tyro
 from jax.experimental.compilation_cache import compilation_cache
 from operator_rows import Row
+
+from jaxdet.training import recipes
 
 PAUSE = 0.03  # Seconds.
 
@@ -147,4 +148,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    recipes.run_script(main, Config, description=__doc__ or "")

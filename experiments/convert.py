@@ -4,7 +4,9 @@ Run       python experiments/convert.py fasterrcnn_resnet50_fpn detector.safeten
           python experiments/convert.py model.pth runs/imported
           python experiments/convert.py runs/mine mine.pth
 Writes    TARGET: a file if it ends in .pth, .pt or .safetensors, else a folder with a checkpoint.
-          torchvision's `model.load_state_dict` takes what `torch.load("mine.pth")` gives.
+          torchvision's `model.load_state_dict` takes what `torch.load("mine.pth")` gives, of a
+          Faster R-CNN or a classifier; it has no other of our systems, for which a .safetensors
+          file or a folder is written.
 """
 
 import dataclasses
@@ -26,9 +28,10 @@ class Config:
     target: tyro.conf.Positional[pathlib.Path]
     """A file (.pth, .pt, .safetensors), or a new folder."""
     classes: tuple[str, ...] = ()
-    """Names of the classes of weights that do not know them."""
+    """Names of the classes, in place of those the source knows, if any."""
     min_size: int | None = None
-    """Shorter side that pictures are to be given, pixels; torchvision's if None."""
+    """Shorter side that pictures are to be given, pixels; the source's, or torchvision's, if
+    None."""
     max_size: int = 1333
     """With `min_size`: the longer side's limit, pixels."""
     norm_epsilon: float | None = None
@@ -37,16 +40,13 @@ class Config:
 
 def main(config: Config) -> detectors.Detector:
     """Reads, writes; returns what was converted."""
-    if pathlib.Path(config.source).is_dir():
-        detector = detectors.load_checkpoint(config.source)
-    else:
-        detector = detectors.load(
-            config.source,
-            norm_epsilon=config.norm_epsilon,
-            canvases=ShortSide(config.min_size, config.max_size) if config.min_size else None,
-            classes=config.classes or None,
-            progress=download.show_progress,
-        )
+    detector = detectors.load(
+        config.source,
+        norm_epsilon=config.norm_epsilon,
+        canvases=ShortSide(config.min_size, config.max_size) if config.min_size else None,
+        classes=config.classes or None,
+        progress=download.show_progress,
+    )
     save = detectors.save if config.target.suffix in files.SUFFIXES else detectors.save_checkpoint
     save(config.target, detector)
     print(f"{config.source} -> {config.target}: {len(detector.description.classes)} classes")

@@ -32,7 +32,7 @@ from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
 from jaxdet.systems import architectures, faster_rcnn
 from jaxdet.systems.architectures import Architecture
 from jaxdet.systems.faster_rcnn import DetectOptions, LossOptions
-from jaxdet.training import fit, logging, parallel, recipes, state
+from jaxdet.training import fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import figures
 from jaxdet.weights import detectors, download
 from jaxdet.weights.description import Description, to_metadata
@@ -218,7 +218,8 @@ def main(config: Config) -> dict[str, float]:
     begun = time.perf_counter()
     pretrained = None
     if config.weights:
-        pretrained = detectors.load(config.weights, progress=download.show_progress)
+        read = functools.partial(detectors.load, config.weights, progress=download.show_progress)
+        pretrained = processes.on_first(read)
         rate = dataclasses.replace(config.training, learning_rate=config.fine_tune_rate)
         architecture = pretrained.description.architecture
         config = dataclasses.replace(config, architecture=architecture, training=rate)

@@ -15,6 +15,7 @@ import pytest
 from experiment_scripts import load, run_script
 
 from jaxdet.data import shapes, sources
+from jaxdet.data.resize import ShortSide
 from jaxdet.systems import faster_rcnn as system
 from jaxdet.systems.architectures import Architecture
 from jaxdet.training import checkpoints, logging, loop, recipes
@@ -204,6 +205,19 @@ def test_converts_there_and_back(weights_file, tmp_path):
     assert {name.rpartition(".")[2] for name in last.keys() - first.keys()} == {torchvision.COUNTER}
     with pytest.raises(ValueError, match="new or empty"):
         convert.main(convert.Config(str(weights_file), tmp_path / "run"))
+    # Of a run, too, the flags hold.
+    told = convert.Config(
+        str(tmp_path / "run"),
+        tmp_path / "told",
+        classes=("x", "y", "z"),
+        min_size=64,
+        max_size=96,
+        norm_epsilon=0.5,
+    )
+    assert convert.main(told).description == detectors.load(tmp_path / "told").description
+    described = detectors.load(tmp_path / "told").description
+    assert described.classes == ("x", "y", "z") and described.canvases == ShortSide(64, 96)
+    assert described.architecture.norm_epsilon == 0.5
 
 
 def test_fine_tunes_a_run_on_a_voc_folder_with_two_canvases(run, tmp_path):

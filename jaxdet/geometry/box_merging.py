@@ -2,7 +2,8 @@
 
 Unlike suppression it keeps no box as it was: the more windows see an object, the better its box and
 the higher its score. Sizes are fixed, so it compiles once and can be vmapped; it takes as many
-steps as there are merges, of n overlaps each.
+steps as there are merges, each of which looks for the least of n x n numbers and computes n of them
+anew. Under vmap every image waits for the one with the most merges.
 
 n  boxes of one image, k slots of the result
 """

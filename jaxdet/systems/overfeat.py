@@ -16,9 +16,9 @@ Source:
 Departures:
   Windows are labelled by their IoU with objects, so that each scale answers for objects of its
   size, and an object more than three times as long as wide for none; the paper asks for half of the
-  object in view. Half of the windows are anywhere, which takes
-  the place of the paper's collected negatives. The sum of class scores that a merged box ends up
-  with, s, is given as s / (1 + s): 0 to 1, and 1/2 where one window was certain.
+  object in view. Half of the windows are anywhere, which takes the place of the paper's collected
+  negatives. The sum of class scores that a merged box ends up with, s, is given as s / (1/2 + s):
+  0 to 1, and 1/2, from where on detections are drawn, where one window was half sure.
 """
 
 import dataclasses
@@ -371,7 +371,7 @@ def _merge(
         max_outputs=options.max_detections,
     )
     return Detections(
-        merged.boxes, merged.scores / (1 + merged.scores), merged.groups, merged.valid
+        merged.boxes, merged.scores / (0.5 + merged.scores), merged.groups, merged.valid
     )
 
 

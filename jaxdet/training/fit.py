@@ -81,9 +81,10 @@ class Options:
     """Evaluations without a better one, after which the run ends."""
     minutes: float | None = None
     """How long this start may train; it then evaluates, saves and reports, and can be gone on
-    with."""
+    with. Where stages are trained one after the other, each may take as long; after one that ended
+    early no later one begins, and only after the last is there a report."""
     steps_now: int | None = None
-    """How many updates this start may make; as `minutes`."""
+    """How many updates this start may make; as `minutes`, of each stage, too."""
     explosion: float | None = None
     """Stop where the loss or the gradient is so many times its running median."""
     grace: float = GRACE
@@ -94,7 +95,7 @@ class Options:
     """Folder of compiled programs; in JAXDET_CACHE or the user's caches if empty; or `off`."""
     profile_steps: tuple[int, int] | None = None
     """First and last update, counted from this start, that are traced: to `profile/` in the run's
-    folder, and as a table of where their time goes."""
+    folder, and as a table of where their time goes. The first is above 1: update 1 compiles."""
     processes: OmitArgPrefixes[Processes] = Processes()
 
 
@@ -226,7 +227,7 @@ def fit(
         differentiate = parallel.parallel_eval_step(lambda _, now, batch: gradients(now, batch))
         lines = replay.replay(
             first,
-            replay.diverged_step(out),
+            processes.on_first(lambda: replay.diverged_step(out)),
             step=train_step,
             gradients=lambda now, batch: differentiate(now.step, now, batch),
             batches=batches,

@@ -71,6 +71,8 @@ def traced(
 ) -> Iterator[StepFn]:
     """A step that is traced at some of its calls; the table is printed after the last of them.
 
+    Where the trace cannot be read, the reason is printed.
+
     Args:
       step: Compiled.
       first: The first call that is traced; above 1, since the first one compiles.
@@ -82,10 +84,10 @@ def traced(
       A function that does what `step` does.
 
     Raises:
-      ValueError: Where no call is between the two.
+      ValueError: Where no call is between the two, or the first one is.
     """
-    if not 1 <= first <= last:
-        raise ValueError(f"first and last must be calls, in order. Got {first} and {last}")
+    if not 1 < first <= last:
+        raise ValueError(f"first must be above 1, and last not below it. Got {first} and {last}")
     calls, is_tracing, out = 0, False, None
 
     def stop() -> None:
@@ -93,7 +95,11 @@ def traced(
         is_tracing = False
         jax.block_until_ready(out)
         jax.profiler.stop_trace()
-        tqdm.tqdm.write(as_table(read(folder, parts=parts)))  # Beside a progress bar.
+        try:
+            shown = as_table(read(folder, parts=parts))
+        except Exception as fault:  # Neither ends a run nor hides what ended it.
+            shown = f"The trace in {folder} cannot be read: {fault!r}"
+        tqdm.tqdm.write(shown)  # Beside a progress bar.
 
     def run(state: Any, batch: Any) -> Any:
         nonlocal calls, is_tracing, out

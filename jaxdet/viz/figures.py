@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-SCORES = ("AP", "AP50", "AP75", "top1", "top5", "localization_top1", "mean_iou")
 LEGEND_ROWS = 20
 
 
@@ -61,15 +60,15 @@ def training_curves(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) 
     Args:
       path: The PNG file to write.
       rows: Of `metrics.jsonl`: each has "step" and any of the numbers logged then. A name with
-        "loss" in it is a loss; one of `SCORES` behind its last "/" is a score.
+        "loss" in it is a loss; another one that begins with "eval/" is a score, 0 to 1.
 
     Returns:
       The path.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     losses = [name for name in names if "loss" in name]
-    scores = [name for name in names if name.rsplit("/", 1)[-1] in SCORES]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    scores = [name for name in names if name.startswith("eval/") and name not in losses]
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _curves(left, rows, losses, marker="")
     _curves(right, rows, scores, marker=".")
@@ -84,10 +83,10 @@ def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]], names: list[str], mar
     for i, name in enumerate(names):
         logged = [row for row in rows if row.get(name) is not None]
         steps, values = [row["step"] for row in logged], [row[name] for row in logged]
-        width = 2.5 if name in ("loss", "AP") else 1.5
+        width = 2.5 if name in ("loss", "eval/AP") else 1.5
         axes.plot(steps, values, label=name, marker=marker, linewidth=width, **_style(i))
     if names:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # Beside the axes.
     axes.grid(alpha=0.3)
 
 

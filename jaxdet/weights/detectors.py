@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from jaxdet.data.resize import ShortSide
+from jaxdet.features import networks
 from jaxdet.proposals.rpn import ProposalOptions
 from jaxdet.structures import Images
 from jaxdet.systems import architectures
@@ -54,8 +55,8 @@ def load(
     """Opens a published detector, a file of weights, or a run.
 
     Args:
-      weights: A name in `published`; a file: `.pth`, `.pt` or `.safetensors`; or a folder, as for
-        `load_checkpoint`.
+      weights: A detector's name in `published`; a file: `.pth`, `.pt` or `.safetensors`; or a
+        folder, as for `load_checkpoint`.
       norm_epsilon: Added to the variances of batch norms. If None, 0 for the file of the published
         `fasterrcnn_resnet50_fpn`, as torchvision does when it loads that one (overwrite_eps), and
         1e-5 for all others.
@@ -70,15 +71,22 @@ def load(
     Raises:
       WeightsError: Where there is no such file, or it is of another kind; the message says which
         tensors do not fit and what the file seems to be.
+      ValueError: Where a name is none, or that of a classifier.
     """
     path = pathlib.Path(weights)
     if path.is_dir():
-        detector = load_checkpoint(path)
-        return detector._replace(
-            description=_told(detector.description, norm_epsilon, canvases, classes)
-        )
+        found, variables = load_checkpoint(path)
+        try:
+            return Detector(_told(found, norm_epsilon, canvases, classes), variables)
+        except ValueError as fault:
+            raise WeightsError(f"{path}: {fault}") from fault
     if path.suffix not in files.SUFFIXES:
-        path = download.fetch(published.url(str(weights)), progress=progress)
+        url = published.url(str(weights))
+        if str(weights).partition(":")[0] in networks.PUBLISHED:
+            known = dict.fromkeys(key.partition(":")[0] for key in published.FILES)
+            others = ", ".join(name for name in known if name not in networks.PUBLISHED)
+            raise ValueError(f"{weights}: is a published classifier; detectors are {others}.")
+        path = download.fetch(url, progress=progress)
     state_dict, texts = files.read(path)
     try:
         if METADATA in texts:
@@ -100,6 +108,8 @@ def _told(
 ) -> Description:
     """The description with what the caller knows better."""
     if norm_epsilon is not None:
+        if not isinstance(found.architecture, Architecture):
+            raise WeightsError("norm_epsilon is of a Faster R-CNN's architecture alone.")
         changed = dataclasses.replace(found.architecture, norm_epsilon=norm_epsilon)
         found = found._replace(architecture=changed)
     if canvases is not None:
@@ -155,7 +165,17 @@ def save(path: str | pathlib.Path, detector: Detector) -> None:
     Args:
       path: The file, made or replaced.
       detector: What to write.
+
+    Raises:
+      ValueError: Where a `.pth` would be of a system that torchvision does not have: nobody could
+        read it.
     """
+    system = description.name_of(detector.description.architecture)
+    if pathlib.Path(path).suffix in files.TORCH and system not in ("faster_rcnn", "classifier"):
+        raise ValueError(
+            f"path must end in {files.SAFE}: torchvision has no {system}, and {files.TORCH[0]} no "
+            f"place for what one is. Got {path}"
+        )
     text = json.dumps(description.to_metadata(detector.description))
     state_dict = torchvision.to_state_dict(detector.variables)
     files.write(path, state_dict, texts={METADATA: text})

@@ -1,7 +1,7 @@
 """The names and layouts of torchvision's tensors, and our variables: one rule for all models.
 
 Modules have torchvision's names here, so what is left are the names of layers' arrays, the order of
-axes, and the collection that an array lives in.
+axes, the collection that an array lives in, and the system around a classifier's `network`.
 
     kernel of a convolution   [h, w, in, out] <- [out, in, h, w]
     kernel of a dense layer   [in, out] <- [out, in]; where it reads a map laid out flat, its rows
@@ -116,7 +116,7 @@ def _joined(path: Any) -> str:
 
 
 def _name(path: str) -> str:
-    *module, array = path.split("/")
+    *module, array = path.removeprefix("network/").split("/")
     return ".".join([*module, _ARRAYS.get(array, array)])
 
 

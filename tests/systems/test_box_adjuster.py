@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import chex
 import faster_rcnn_cases as cases
@@ -117,6 +118,43 @@ def test_loss_is_finite_and_differentiable(model, loss_and_gradient):
     (loss, _), gradient = loss_and_gradient(variables["params"], variables, empty)
     assert loss == 0
     chex.assert_tree_all_finite(gradient)
+
+
+class Knows(BoxAdjuster):
+    """Moves every box onto (10, 20, 50, 40), but for errors of its codes."""
+
+    backbone: Any = None
+    roi_heads: Any = None
+    errors: tuple[float, ...] = ()
+
+    def maps(self, images, *, train):
+        del images, train
+        return ()
+
+    def deltas(self, pyramid, boxes, images):
+        """R-CNN's codes, weighted with 10, 10, 5, 5."""
+        del pyramid, images
+        low, high = boxes[..., :2], boxes[..., 2:]
+        size = high - low
+        shift = 10 * (jnp.array([[[30.0, 30]]]) - (low + high) / 2) / size
+        stretch = 5 * jnp.log(jnp.array([[[40.0, 20]]]) / size)
+        return jnp.concatenate([shift, stretch], axis=-1) + jnp.array(self.errors)[None, None]
+
+
+def test_loss_by_hand():
+    """Smooth L1 of two errors, below and above beta; wherever the candidates were drawn."""
+    boxes = jnp.zeros((4, 4, 4)).at[0, 0].set(jnp.array([10.0, 20, 50, 40]))
+    truth = cases.make_batch(squares=([(10, 20, 20)], [], [], []), crowds=()).instances
+    batch = BATCH._replace(instances=truth._replace(boxes=boxes))
+    for errors, want in (((0.0,) * 4, 0.0), ((0.05, 0.0, -1.0, 0.0), 4.5 * 0.05**2 + 1 - 1 / 18)):
+        terms, aux = box_adjuster.loss(
+            Knows(errors=errors), {"params": {}}, batch, train=False, options=LossOptions(6)
+        )
+        np.testing.assert_allclose(terms["box"], (6 * want, 6), rtol=1e-3, atol=1e-4)
+        after, before = (float(aux.metrics[f"iou_{when}"][0]) for when in ("after", "before"))
+        assert before < 5.5
+        # The last error makes the box narrower, by exp(-1 / 5); the first moves it by 0.005.
+        assert after == pytest.approx(6 if want == 0 else 6 * np.exp(-0.2), rel=1e-3)
 
 
 def test_needs_keys(model):

@@ -110,13 +110,6 @@ def test_dropout_belongs_to_the_image():
     assert len(np.unique(np.array(logits(same, BATCH.keys))[:, 0])) == 4
 
 
-def test_counted_leaves_out_what_others_leave_out():
-    truth = BATCH.instances
-    truth = truth._replace(difficult=truth.difficult.at[2, 0].set(True))
-    got = np.argwhere(np.array(truth.objects))
-    np.testing.assert_array_equal(got, [[0, 0], [1, 1], [3, 0]])
-
-
 def test_the_head_alone_can_be_trained():
     model = localizer_cases.CLASSIFIERS["classifier: batch norm"]()
     variables = cases.drawn(jax.eval_shape(model.init, jax.random.key(0), BATCH.images))

@@ -168,6 +168,37 @@ def test_frames_and_codes_belong_together():
     np.testing.assert_allclose(found.joints[np.array(found.valid)], want, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "stage, want",
+    [
+        # The box's crop is 40 x 80 px; errors of (4, 8), none and (10, 0) px.
+        (0, [(4 / 40) ** 2 + (8 / 80) ** 2, 0.0, (10 / 40) ** 2]),
+        # Joints 0 and 2 are 10 px apart, so crops of joints have sides of 20 px.
+        (1, [(4 / 20) ** 2 + (8 / 20) ** 2, 0.0, (10 / 20) ** 2]),
+    ],
+)
+def test_loss_by_hand(stage, want):
+    """The oracle says (30, 20) of every joint, in whichever crop."""
+    model = Oracle((None, None), torso=(0, 2), box_context=2.0, joint_context=2.0)
+    keypoints = (
+        jnp.zeros((4, 4, J, 3)).at[0, 0].set(jnp.array([[34.0, 12, 2], [30, 20, 1], [40, 20, 2]]))
+    )
+    truth = cases.make_batch(squares=([(10, 10, 20)], [], [], []), crowds=()).instances
+    truth = truth._replace(
+        keypoints=keypoints, boxes=truth.boxes.at[0, 0].set(jnp.array([10.0, 10, 30, 50]))
+    )
+    terms, aux = deep_pose.loss(
+        model,
+        {"params": {}},
+        BATCH._replace(instances=truth),
+        train=False,
+        options=LossOptions((stage,), sample_size=4),
+    )
+    name = f"{stage + 1}"
+    np.testing.assert_allclose(terms[f"stage{name}"], (np.sum(want), J), rtol=1e-4)
+    np.testing.assert_allclose(aux.metrics[f"error{name}"], (np.sum(np.sqrt(want)), J), rtol=1e-4)
+
+
 def test_later_stages_crop_around_their_joint_and_read_their_own_output():
     """A stage that says (k / 8, 0) of joint k in every crop moves joint k by k / 8 of a side."""
 

@@ -1,4 +1,6 @@
 import functools
+import inspect
+from typing import Any
 
 import chex
 import faster_rcnn_cases as cases
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet import predictor
 from jaxdet.features.overfeat import ConvLayer, Design
 from jaxdet.geometry import iou as iou_ops
 from jaxdet.structures import Images
@@ -84,6 +87,49 @@ def test_what_is_trained():
         overfeat.loss(MODEL, VARIABLES, BATCH, train=True, options=nothing)
 
 
+class Says(overfeat.OverFeat):
+    """An OverFeat whose outputs for windows are given."""
+
+    outputs: Any = None
+
+    def setup(self):
+        pass
+
+    def crops(self, pixels, windows, *, train, keys=None):
+        del pixels, windows, train, keys
+        return self.outputs
+
+
+# Of one picture: around the object, elsewhere, around it again, and half off it.
+WINDOWS = jnp.array([[0.0, 0, 32, 32], [32, 32, 64, 64], [10, 0, 42, 32], [16, 0, 48, 32]])
+
+
+def test_loss_by_hand(monkeypatch, rng):
+    """An object of class 2 at (8, 8, 28, 28): IoU with the windows 0.39, 0, 0.34 and 0.20."""
+    monkeypatch.setattr(overfeat.window_sampling, "sample_windows", lambda *_, **__: WINDOWS)
+    batch = cases.make_batch(squares=([(8, 8, 20)], [], [], []), crowds=())
+    labels = batch.instances.labels.at[0, 0].set(2)
+    batch = batch._replace(instances=batch.instances._replace(labels=labels))
+    logits = rng.normal(size=(4, 4, cases.K + 1)).astype(np.float32)
+    codes = np.full((4, 4, cases.K, 4), 9.0, np.float32)
+    codes[0, :, 1] = 0  # The column of class 2.
+    model = Says(DESIGN, cases.K, outputs=(jnp.asarray(logits), jnp.asarray(codes)))
+    batch = batch._replace(records=jnp.array([0, -1, -1, -1], jnp.int32))
+    terms, aux = overfeat.loss(
+        model, {"params": {}}, batch, train=False, options=LossOptions(sample_size=4)
+    )
+    # Corners less the window's middle, in its sides of 32 px.
+    targets = (
+        np.array([[8 - 16, 8 - 16, 28 - 16, 28 - 16], [8 - 26, 8 - 16, 28 - 26, 28 - 16]]) / 32
+    )
+    np.testing.assert_allclose(terms["box"], (np.sum(targets**2), 2), rtol=1e-5)
+    likely = logits[0] - np.log(np.sum(np.exp(logits[0]), axis=-1, keepdims=True))
+    entropy = -likely[0, 2] - likely[1, 0] - likely[2, 2]
+    np.testing.assert_allclose(terms["class"], (entropy, 3), rtol=1e-5)
+    hits = np.sum(np.argmax(logits[0, [0, 2]], axis=-1) == 2)
+    assert aux.metrics["window_accuracy"] == (hits, 2)
+
+
 def merge(scores, boxes, **options):
     """One image of 64 x 64, windows all inside."""
     inside, size = jnp.ones(len(scores), bool), jnp.array([64, 64])
@@ -101,12 +147,20 @@ def test_windows_that_agree_add_up():
     )
     found = merge(scores, boxes)
     np.testing.assert_allclose(found.boxes[:2], [[11, 10, 31, 30], [50, 50, 64, 64]])
-    np.testing.assert_allclose(found.scores[:2], [1.5 / 2.5, 0.8 / 1.8], rtol=1e-6)
+    np.testing.assert_allclose(found.scores[:2], [1.5 / 2.0, 0.8 / 1.3], rtol=1e-6)
     np.testing.assert_array_equal(found.labels[:3], [1, 2, 0])
     assert found.valid.sum() == 2
     apart = merge(scores, boxes, merge_threshold=-1.0)
     assert apart.valid.sum() == 3
-    assert merge(scores, boxes, score_threshold=0.3).scores[1] == pytest.approx(1.2 / 2.2)
+    assert merge(scores, boxes, score_threshold=0.3).scores[1] == pytest.approx(1.2 / 1.7)
+
+
+def test_every_window_that_says_something_is_sure_enough_to_be_drawn():
+    """Of the defaults of `DetectOptions` and of `predictor.draw_results`."""
+    shown = inspect.signature(predictor.draw_results).parameters["score_threshold"].default
+    scores = np.array([[0.49, 0.51, 0.0]], np.float32)
+    found = merge(scores, np.array([[[10, 10, 30, 30]] * 2], np.float32), merge_threshold=-1.0)
+    assert found.valid.sum() == 1 and found.scores[0] >= shown
 
 
 def test_more_looks_find_more(monkeypatch):

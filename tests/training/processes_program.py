@@ -1,6 +1,8 @@
 """What each process of `test_processes` does: python processes_program.py PART OUT N ID PORT."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -167,6 +169,39 @@ def talk():
     return told
 
 
+def replay(out):
+    """What is said of a step at which a run diverged, when it is looked at again."""
+    loss = toy.step(parallel.AXIS).keywords["loss_fn"]
+
+    def diverging(variables, batch, *, train):
+        terms, aux = loss(variables, batch, train=train)
+        total, count = terms["few"]
+        bad = (batch.records >= 3 * SIZE).any()
+        return terms | {"few": (jnp.where(bad, jnp.nan, total), count)}, aux
+
+    options = fit.Options(batch_size=SIZE, steps=9, warmup_steps=1, checkpoint_every=2)
+    said = io.StringIO()
+    for again in (False, True):
+        # Other processes have a new folder at each start.
+        where = out if processes.is_first() else out / f"{again}"
+        with (
+            contextlib.redirect_stdout(said),
+            contextlib.suppress(loop.TrainingDiverged, SystemExit),
+        ):
+            fit.fit(
+                toy.first_variables(),
+                loss_fn=diverging,
+                batches=batches,
+                evaluate=lambda variables, step: {"score": 0.0},
+                best_metric="score",
+                options=dataclasses.replace(options, replay=again),
+                log=logging.MetricsLog(where),
+                config=processes.Processes(),
+                metadata={"classes": ["cat"]},
+            )
+    return said.getvalue().splitlines()
+
+
 def main(part, out, port):
     options = processes.Processes()
     if COUNT > 1:
@@ -181,6 +216,7 @@ def main(part, out, port):
         state, stopped = train(folder)
         told = {"stopped": stopped, "folder": str(folder), "talk": talk(), "found": find()}
         told["poses"] = find_poses()
+        told["replayed"] = replay(folder / "diverging")
         np.savez(out / f"pmap_{COUNT}_{INDEX}.npz", *jax.tree.leaves(state))
         np.savez(out / f"shard_{COUNT}_{INDEX}.npz", *jax.tree.leaves(drive_with_shard_map()))
         (out / f"told_{COUNT}_{INDEX}.json").write_text(json.dumps(told, default=str))

@@ -108,7 +108,7 @@ def test_the_first_writes_and_others_leave_nothing(ran):
     scratch = pathlib.Path(told(ran, 2, 1)["folder"])
     assert scratch != folder / "run" and not scratch.exists()
     names = {path.name for path in (folder / "run").iterdir()}
-    assert names == {"metrics.jsonl", "tensorboard", "checkpoints"}
+    assert names == {"metrics.jsonl", "tensorboard", "checkpoints", "diverging"}
     assert len(logging.read_rows(folder / "run")) == 9 + 3
     assert sorted(p.name for p in (folder / "run/checkpoints/last").iterdir()) == ["8", "9"]
 
@@ -149,6 +149,15 @@ def test_what_they_say_to_each_other(ran):
     assert talks[1]["own"] == f"RuntimeError: The first process stopped: {talks[0]['own']}"
     alone = told(ran, 1, 0)["talk"]
     assert alone["gathered"] == [[0, ""]] and alone["votes"] == [0, 15, 0, 0]
+
+
+def test_a_step_that_diverged_is_replayed_by_all(ran):
+    said = [told(ran, 2, index)["replayed"] for index in (0, 1)]
+    begin = "Step 4 again, from the checkpoint of step 2."
+    first, second = (lines[lines.index(begin) :] for lines in said)
+    assert first == second
+    assert first[1] == f"Pictures: records {list(range(24, 32))}."
+    assert first[2] == "Not finite in the losses (sum, count): loss/few/0 (1 of 1)."
 
 
 def test_an_error_of_one_ends_all(tmp_path):

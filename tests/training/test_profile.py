@@ -127,7 +127,7 @@ def test_table(traced):
 def test_misuse(tmp_path):
     with pytest.raises(ValueError, match="no trace"):
         profile.read(tmp_path)
-    for first, last in ((0, 2), (3, 2)):
+    for first, last in ((0, 2), (1, 2), (3, 2)):
         with pytest.raises(ValueError, match=f"Got {first} and {last}"):
             profile.traced(step, first=first, last=last, folder=tmp_path).__enter__()
 
@@ -139,8 +139,28 @@ def test_a_block_that_ends_early(tmp_path, capsys, n_calls, says):
         for _ in range(n_calls):
             weights, _ = run(weights, jnp.ones((900, 300)))
     assert says in capsys.readouterr().out
-    with profile.traced(step, first=1, last=1, folder=tmp_path) as run:  # Not left running.
-        run(weights, jnp.ones((900, 300)))
+    with profile.traced(step, first=2, last=2, folder=tmp_path) as run:  # Not left running.
+        for _ in range(2):
+            weights, _ = run(weights, jnp.ones((900, 300)))
+
+
+@pytest.mark.parametrize("n_calls", [2, 4])
+def test_a_trace_that_cannot_be_read_ends_nothing(tmp_path, capsys, monkeypatch, n_calls):
+    """After the last call, and where another error ends the block."""
+
+    def unreadable(folder, *, parts):
+        raise KeyError(4)
+
+    monkeypatch.setattr(profile, "read", unreadable)
+    weights = jnp.eye(300)
+    with (
+        pytest.raises(RuntimeError, match="the run's own"),
+        profile.traced(step, first=2, last=3, folder=tmp_path) as run,
+    ):
+        for _ in range(n_calls):
+            weights, _ = run(weights, jnp.ones((900, 300)))
+        raise RuntimeError("the run's own")
+    assert f"The trace in {tmp_path} cannot be read: KeyError(4)" in capsys.readouterr().out
 
 
 def test_a_program_from_a_cache_has_another_number_in_its_metadata(traced, monkeypatch):

@@ -51,19 +51,30 @@ def test_precision_recall_names_a_wrong_count(tmp_path):
 def test_training_curves(tmp_path, saved):
     rows = [
         {"step": 0, "loss": 3.0, "loss/rpn_box": 1.0, "grad_norm": 9.0},
-        {"step": 5, "val/AP": 0.1, "val/AP50": None, "val/loss": 2.5},
+        {"step": 5, "eval/AP": 0.1, "eval/AP50": None, "eval/loss": 2.5},
         {"step": 5, "loss": 2.0, "loss/rpn_box": 0.5, "grad_norm": 9.0},
-        {"step": 9, "val/AP": 0.3, "val/AP50": 0.6},
+        {"step": 9, "eval/AP": 0.3, "eval/AP50": 0.6, "eval/raw/loss": 3.5},
     ]
     path = figures.training_curves(tmp_path / "curves.png", rows)
     assert cv2.imread(str(path)).std() > 1
     left, right = map(lines, saved[0].axes)
-    assert set(left) == {"loss", "loss/rpn_box", "val/loss"}
+    assert set(left) == {"loss", "loss/rpn_box", "eval/loss", "eval/raw/loss"}
     np.testing.assert_allclose(left["loss"], [[0, 3], [5, 2]])
-    np.testing.assert_allclose(left["val/loss"], [[5, 2.5]])
-    assert set(right) == {"val/AP", "val/AP50"}
-    np.testing.assert_allclose(right["val/AP"], [[5, 0.1], [9, 0.3]])
-    np.testing.assert_allclose(right["val/AP50"], [[9, 0.6]])
+    np.testing.assert_allclose(left["eval/loss"], [[5, 2.5]])
+    assert set(right) == {"eval/AP", "eval/AP50"}
+    np.testing.assert_allclose(right["eval/AP"], [[5, 0.1], [9, 0.3]])
+    np.testing.assert_allclose(right["eval/AP50"], [[9, 0.6]])
+
+
+# What the evaluations of the scripts are called.
+SCORES = ("AR100", "top1", "PCK2", "PDJ", "PCP", "iou_10", "right_10", "window_accuracy", "raw/AP")
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score_has_a_curve(tmp_path, saved, name):
+    rows = [{"step": 5, "loss": 1.0, "error": 0.2, f"eval/{name}": 0.4}]
+    figures.training_curves(tmp_path / "curves.png", rows)
+    assert list(lines(saved[0].axes[1])) == [f"eval/{name}"]
 
 
 def test_training_curves_of_an_empty_log(tmp_path):

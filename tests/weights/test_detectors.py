@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 
 from jaxdet.data.resize import ShortSide
-from jaxdet.systems import architectures
+from jaxdet.features.networks import Network
+from jaxdet.systems import architectures, localizer, overfeat
 from jaxdet.systems.architectures import Architecture
-from jaxdet.weights import detectors, download, files, published, torchvision
+from jaxdet.systems.classifier import DetectOptions
+from jaxdet.weights import (
+    classifiers,
+    description,
+    detectors,
+    download,
+    files,
+    published,
+    torchvision,
+)
 from jaxdet.weights.description import Description
 from jaxdet.weights.tensor_pickle import WeightsError
 
@@ -106,7 +116,7 @@ def test_checkpoints_there_and_back(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, after.variables[kind], tree)
     told = detectors.load(tmp_path / "run", classes=("c", "d"), canvases=[(64, 96)])
     assert told.description == described._replace(classes=("c", "d"), canvases=((64, 96),))
-    with pytest.raises(ValueError, match="knows 2 classes, not 1"):
+    with pytest.raises(WeightsError, match=r"run: it knows 2 classes, not 1"):
         detectors.load(tmp_path / "run", classes=("c",))
     with pytest.raises(ValueError, match="new or empty"):
         detectors.save_checkpoint(tmp_path / "run", before)
@@ -122,6 +132,48 @@ def test_published_names_are_downloaded(tmp_path, monkeypatch):
     assert detectors.load("fasterrcnn_small").description.architecture == SMALL
     with pytest.raises(ValueError, match="no published weights 'fasterrcnn'"):
         detectors.load("fasterrcnn")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg16:IMAGENET1K_FEATURES"])
+def test_published_classifiers_are_refused_before_they_are_downloaded(monkeypatch, name):
+    monkeypatch.setattr(download, "fetch", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(ValueError, match=f"{name}: is a published classifier; .* fasterrcnn_res"):
+        detectors.load(name)
+
+
+OVERFEAT = overfeat.Architecture("small", box_hidden=(8,))
+LOCALIZER = localizer.Architecture(Network(width=8, n_stages=1), features=4)
+
+
+@pytest.mark.parametrize("architecture", [LOCALIZER.network, LOCALIZER, OVERFEAT])
+def test_other_systems_there_and_back(tmp_path, architecture):
+    options = description.SYSTEMS[description.name_of(architecture)].options()
+    described = Description(architecture, ("a", "b"), (3, 7), ((64, 64),), options)
+    before = detectors.Detector(described, drawn(architecture, 2))
+    detectors.save(tmp_path / "a.safetensors", before)
+    after = detectors.load(tmp_path / "a.safetensors")
+    assert after.description == described
+    jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
+    with pytest.raises(WeightsError, match=r"a\.safetensors: norm_epsilon"):
+        detectors.load(tmp_path / "a.safetensors", norm_epsilon=0.1)
+    if architecture is LOCALIZER.network:
+        return
+    with pytest.raises(ValueError, match=r"torchvision has no (localizer|overfeat).*a\.pth"):
+        detectors.save(tmp_path / "a.pth", before)
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_a_classifier_is_written_under_torchvisions_names(tmp_path):
+    network = LOCALIZER.network
+    described = Description(network, ("a", "b"), (3, 7), ((64, 64),), DetectOptions())
+    before = detectors.Detector(described, drawn(network, 2))
+    detectors.save(tmp_path / "a.pth", before)
+    names = files.read(tmp_path / "a.pth")[0].keys()
+    assert {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "fc.bias"} <= names
+    begun = classifiers.load(tmp_path / "a.pth", network=network)
+    jax.tree.map(np.testing.assert_array_equal, begun.variables, before.variables)
+    with pytest.raises(WeightsError, match="seems to be a ResNet classifier"):
+        detectors.load(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
