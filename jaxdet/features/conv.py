@@ -90,22 +90,44 @@ def _large_conv_jvp(
 ) -> tuple[Array, Array]:
     (x, kernel), (dx, d_kernel) = primals, tangents
     y = _large_conv(x, kernel, stride, padding)
-    along_x = _large_conv(dx, kernel, stride, padding)
+    along_x = _by_phases(dx, kernel, stride, padding)
     return y, along_x + _by_strips(x, d_kernel, stride, padding, y.shape)
+
+
+def _by_phases(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """A convolution, as a sum of convolutions of stride 1: one for each place of the stride's grid.
+
+    Transposed, it gives the gradient of the map: for stride 2 in a third of the time that XLA's CPU
+    code takes for the same as one convolution, which reads mostly zeros.
+    """
+    if stride == 1:
+        return _plain_conv(x, kernel, stride, padding)
+    rows, columns = ((n + 2 * padding - len(kernel)) // stride + 1 for n in x.shape[1:3])
+    # So that each phase has the rows and columns that the largest kernel reads.
+    more = (padding, padding + stride)
+    x = jnp.pad(x, ((0, 0), more, more, (0, 0)))
+    total = jnp.zeros((), x.dtype)
+    for i, j in itertools.product(range(min(stride, len(kernel))), repeat=2):
+        part = kernel[i::stride, j::stride]
+        height, width = rows + part.shape[0] - 1, columns + part.shape[1] - 1
+        phase = x[:, i::stride, j::stride][:, :height, :width]
+        total = total + _plain_conv(phase, part, 1, 0)
+    return total
 
 
 def _by_strips(x: Array, kernel: Array, stride: int, padding: int, shape: tuple[int, ...]) -> Array:
     """A convolution, as a sum over the kernel's cells of matrix products, strip of rows by strip.
 
-    Transposed, it gives the kernel's gradient: for 2 maps of 120 x 160 x 256 in a third of the time
-    that XLA's CPU code takes for the same as one convolution.
+    Transposed, it gives the kernel's gradient: for 2 maps of 120 x 160 x 256 in a fifth of the time
+    that XLA's CPU code takes for the same as one convolution. The products and barriers are such
+    that the gradient's are [outputs, cells] x [cells, inputs], the form that XLA is fastest at.
     """
     size, (batch, height, width, _) = len(kernel), shape
     n_rows = -(-height // min(height, -(-x.size // STRIP_VALUES)))  # Of a strip.
     n_strips = -(-height // n_rows)
     below = (n_strips * n_rows - 1) * stride + size - x.shape[1] - padding
     x = jnp.pad(x, ((0, 0), (padding, max(0, below)), (padding, padding), (0, 0)))
-    exact = jnp.promote_types(x.dtype, jnp.float32)
+    dtype, exact = kernel.dtype, jnp.promote_types(x.dtype, jnp.float32)
 
     @jax.checkpoint  # Shifted copies of the whole map would be kept otherwise.
     def one(x: Array, kernel: Array, strip: Array) -> Array:
@@ -115,15 +137,19 @@ def _by_strips(x: Array, kernel: Array, stride: int, padding: int, shape: tuple[
         for i, j in itertools.product(range(size), repeat=2):
             limits = (batch, i + (n_rows - 1) * stride + 1, j + (width - 1) * stride + 1, read[3])
             window = jax.lax.slice(rows, (0, i, j, 0), limits, (1, stride, stride, 1))
-            total = total + window @ kernel[i, j]
-        return total
+            window = jax.lax.optimization_barrier(window.reshape(-1, read[3]))
+            total = total + kernel[i, j] @ window.T
+        total = jax.lax.optimization_barrier(total)
+        return total.T.reshape(batch, n_rows, width, -1)
+
+    kernel = kernel.astype(exact).swapaxes(2, 3)
 
     def step(_: None, strip: Array) -> tuple[None, Array]:
-        return None, one(x, kernel.astype(exact), strip)
+        return None, one(x, kernel, strip)
 
     _, strips = jax.lax.scan(step, None, jnp.arange(n_strips))
     rows = jnp.moveaxis(strips, 0, 1).reshape(batch, n_strips * n_rows, width, -1)
-    return rows[:, :height].astype(kernel.dtype)
+    return rows[:, :height].astype(dtype)
 
 
 def _grouped_conv(x: Array, kernel: Array, *, stride: int, padding: int, groups: int) -> Array:

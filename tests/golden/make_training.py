@@ -65,9 +65,9 @@ def second(depth=18):
     return detector(body, norm, rpn_head=RPNHead(256, 1, conv_depth=2), box_head=head)
 
 
-def batch():
+def batch(name):
     """Pictures and targets as torchvision takes them."""
-    pictures, boxes, labels = seeded.training_batch()
+    pictures, boxes, labels = seeded.training_batch(name)
     images = [torch.from_numpy(p).permute(2, 0, 1).double() / 255 for p in pictures]
     targets = [
         {"boxes": torch.tensor(b, dtype=torch.float64), "labels": torch.tensor(k)}
@@ -76,13 +76,13 @@ def batch():
     return images, targets
 
 
-def train(model):
+def train(model, name):
     """Losses of each step, the first step's gradients, and the tensors after all."""
     optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=MOMENTUM, weight_decay=DECAY)
     losses, gradients = [], {}
     model.train()
     for _ in range(STEPS):
-        found = model(*batch())
+        found = model(*batch(name))
         optimizer.zero_grad()
         sum(found.values()).backward()
         gradients = gradients or {n: p.grad.numpy().copy() for n, p in model.named_parameters()}
@@ -99,7 +99,7 @@ def main():
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         tensors = seeded.training_state_dict(shapes)
         model.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
-        losses, gradients, after = train(model)
+        losses, gradients, after = train(model, name)
         print(name, losses.round(3))
         arrays[f"{name}/losses"] = losses
         for key, gradient in gradients.items():
