@@ -6,16 +6,18 @@ Expected  mean IoU on the test split after 0, 1, 2, 3, 5 and 10 steps: 0.436, 0.
           0.726, 0.727; IoU >= 0.5 with 27 % of the boxes at first and 87 % in the end; 9 minutes
           beside other work on two cores.
 Run       python experiments/box_adjustment.py
+          python experiments/box_adjustment.py folder --data PATH
 Check     python experiments/box_adjustment.py smoke
 Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/,
-          curves.png, results.json (mean IoU by number of steps), adjusted.png (dashed: starts)
+          curves.png, results.json (mean IoU by number of steps), adjusted.png (dashed: starts);
+          it starts from true boxes, so predict.py and evaluate.py do not read its checkpoints
 """
 
 import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -24,7 +26,7 @@ import numpy as np
 from tyro.conf import OmitArgPrefixes
 
 from jaxdet import feeds
-from jaxdet.data import pipeline, selection, sources
+from jaxdet.data import selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.selection import Selection
 from jaxdet.features import fpn, norm, resnet
@@ -90,9 +92,17 @@ SMOKE = Config(
     ),
     out=pathlib.Path("runs/box_adjustment_smoke"),
 )
+FOLDER = Config(
+    selection=Selection(data=""),
+    canvases=((320, 416), (416, 320)),
+    augmentation=Augmentation(scale=(0.8, 1.25), brightness=0.2, contrast=0.2, saturation=0.2),
+    training=dataclasses.replace(Config.training, steps=1600, checkpoint_every=400),
+    out=pathlib.Path("runs/box_adjustment_folder"),
+)
 CONFIGS = {
     "shapes": ("Generated scenes.", Config()),
     "smoke": ("Seconds; does every part work?", SMOKE),
+    "folder": ("Your own pictures (--data PATH).", FOLDER),
 }
 # What may differ when a run is gone on with.
 FREE = (*selection.FREE, "out")
@@ -103,12 +113,8 @@ def main(config: Config) -> dict[str, float]:
     log = logging.MetricsLog(config.out)
     begun = time.perf_counter() - logging.seconds(config.out)  # Earlier starts count, too.
     chosen, options = config.selection, config.training
-    train, rates = selection.open_training(chosen)
-    val, test = (
-        selection.open_split(chosen, split, classes=train.classes)
-        for split in (chosen.val_split, chosen.test_split)
-    )
-    print(sources.describe(train), flush=True)
+    train, rates, val = selection.open_parts(chosen)
+    print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
     batches = feeds.training(
         train,
         selection=chosen,
@@ -127,14 +133,15 @@ def main(config: Config) -> dict[str, float]:
     variables = state.initial_variables(
         jax.random.key(options.seed), model, canvas=config.canvases[0]
     )
-    measure = functools.partial(measure_steps, compile_sums(config, model))
+    measure = functools.partial(measure_steps, config, compile_sums(config, model))
     plain = functools.partial(
-        pipeline.eval_pipeline, canvases=config.canvases, batch_size=options.batch_size
+        feeds.evaluation, canvases=config.canvases, batch_size=options.batch_size
     )
+    val_batches = plain(val)
 
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
         del step
-        return measure(variables, pipeline.iterate(plain(val)))
+        return measure(variables, val_batches())
 
     fit.fit(
         variables,
@@ -143,43 +150,39 @@ def main(config: Config) -> dict[str, float]:
         evaluate=evaluate,
         best_metric=f"iou_{config.counts[-1]}",
         options=options,
-        out=config.out,
         log=log,
-        metadata={"classes": train.classes, "config": recipes.as_json(config)},
+        config=config,
+        metadata={"system": "box_adjuster", "classes": train.classes},
         free=FREE,
     )
     variables, _ = processes.on_first(lambda: checkpoints.load_variables(config.out))
-    metrics = measure(variables, pipeline.iterate(plain(test)))
+    test = selection.open_split(chosen, chosen.test_split, classes=train.classes)
+    print(sources.describe(test), flush=True)
+    test_batches = plain(test)
+    metrics = measure(parallel.replicate(variables), test_batches())
     print("steps  mean IoU  IoU >= 0.5")
     for n in config.counts:
         print(f"{n:5}  {metrics[f'iou_{n}']:8.3f}  {metrics[f'right_{n}']:10.3f}")
-    draw_adjusted(config, model, variables, plain(test)[0], train.classes)
+    draw_adjusted(config, model, variables, next(test_batches()), train.classes)
     figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
-    logging.write_results(
-        config.out / "results.json",
-        metrics,
-        seconds=time.perf_counter() - begun,
-        seed=options.seed,
-    )
+    logging.write_results(config.out / "results.json", metrics, begun=begun, seed=options.seed)
     return metrics
 
 
-def starts(config: Config, batch: Batch) -> jax.Array:
-    """Boxes near the objects, always the same."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-        jax.random.key(config.training.seed), batch.records
-    )
+def starts(key: jax.Array, config: Config, batch: Batch) -> jax.Array:
+    """Boxes near the objects; the same for a key, whichever batch a picture is in."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.records)
     near = functools.partial(
         box_adjuster.jitter, n_candidates=1, shift=config.shift, stretch=config.stretch
     )
     return jax.vmap(near)(keys, batch.instances.boxes)[:, :, 0]
 
 
-def compile_sums(config: Config, model: BoxAdjuster) -> Any:
-    """Mean IoU and share of right boxes of a batch, as (sum, count), after each count of steps."""
+def compile_sums(config: Config, model: BoxAdjuster) -> Callable[..., steps.Sums]:
+    """Mean IoU and share of right boxes, as (sum, count) over all devices, by count of steps."""
 
-    def sums(variables: Any, batch: Batch) -> steps.Sums:
-        near, truth = starts(config, batch), batch.instances
+    def sums(key: jax.Array, variables: Any, batch: Batch) -> steps.Sums:
+        near, truth = starts(key, config, batch), batch.instances
         counts = truth.objects & (batch.records >= 0)[:, None]
         total = jnp.sum(counts, dtype=jnp.float32)
         found, boxes, done = {}, near, 0
@@ -189,16 +192,20 @@ def compile_sums(config: Config, model: BoxAdjuster) -> Any:
             overlaps = jnp.where(counts, iou_ops.iou(boxes, truth.boxes), 0)
             found[f"iou_{n}"] = (jnp.sum(overlaps), total)
             found[f"right_{n}"] = (jnp.sum(overlaps >= MIN_IOU, dtype=jnp.float32), total)
-        return found
+        return jax.lax.psum(found, parallel.AXIS)
 
-    return jax.jit(sums)
+    return parallel.parallel_eval_step(sums)
 
 
 def measure_steps(
-    sums: Any, variables: dict[str, Any], batches: Iterable[Batch]
+    config: Config,
+    sums: Callable[..., steps.Sums],
+    variables: dict[str, Any],
+    batches: Iterable[Batch],
 ) -> dict[str, float]:
     """Means of `compile_sums` over batches."""
-    parts = (jax.device_get(sums(variables, batch)) for batch in batches)
+    key = jax.random.key(config.training.seed)
+    parts = (jax.device_get(sums(key, variables, batch)) for batch in batches)
     means = steps.means(functools.reduce(steps.merge, parts, {}))
     return {name: float(value) for name, value in means.items()}
 
@@ -207,10 +214,10 @@ def draw_adjusted(
     config: Config, model: BoxAdjuster, variables: Any, batch: Batch, classes: tuple[str, ...]
 ) -> None:
     """Where boxes started, dashed, and where they settled, of a few pictures."""
-    near = starts(config, batch)
+    near = starts(jax.random.key(config.training.seed), config, batch)
     moved = jax.jit(functools.partial(box_adjuster.adjust, model))(variables, batch.images, near)
     pictures = []
-    for i in range(min(8, len(near))):
+    for i in np.flatnonzero(batch.records >= 0)[:8]:
         kept = np.array(batch.instances.valid[i])
         boxes, labels = (
             np.concatenate([np.array(a[i])[kept], np.array(b[i])[kept]])

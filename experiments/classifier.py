@@ -25,17 +25,16 @@ import jax
 import jax.numpy as jnp
 from tyro.conf import OmitArgPrefixes
 
-from jaxdet import feeds, predictor
+from jaxdet import feeds, predictor, reports
 from jaxdet.data import selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.selection import Selection
 from jaxdet.features.networks import Network
-from jaxdet.metrics import coco
 from jaxdet.systems import classifier
 from jaxdet.systems.classifier import DetectOptions, LossOptions
 from jaxdet.training import fit, logging, parallel, processes, recipes, state
-from jaxdet.viz import draw, figures
-from jaxdet.weights import classifiers, detectors, download
+from jaxdet.viz import figures
+from jaxdet.weights import classifiers, download
 from jaxdet.weights.description import Description, to_metadata
 
 
@@ -130,8 +129,7 @@ def main(config: Config) -> dict[str, float]:
     chosen, options = config.selection, config.training
 
     # Data.
-    train, rates = selection.open_training(chosen)
-    val = selection.open_split(chosen, chosen.val_split, classes=train.classes)
+    train, rates, val = selection.open_parts(chosen)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
     batches = feeds.training(
         train,
@@ -175,13 +173,17 @@ def main(config: Config) -> dict[str, float]:
     finder = predictor.from_description(description)
     val_batches = feeds.evaluation(val, canvases=config.canvases, batch_size=options.batch_size)
     val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
-    shown = predictor.spread(val, config.n_pictures)
+    watch = reports.watch(
+        finder,
+        predictor.spread(val, config.n_pictures),
+        n_pictures=config.n_pictures,
+        batch_size=options.batch_size,
+        log=log,
+        columns=4,
+    )
 
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
-        found = predictor.detect_source(finder, variables, shown, batch_size=options.batch_size)
-        sheet = predictor.contact_sheet(shown, found, n_pictures=len(shown), columns=4)
-        draw.save_png(config.out / "pictures" / f"val_{step:06d}.png", sheet)
-        log.image(step, "val", sheet)
+        watch(variables, step)
         return val_losses(variables)
 
     fit.fit(
@@ -191,29 +193,28 @@ def main(config: Config) -> dict[str, float]:
         evaluate=evaluate,
         best_metric="top1",
         options=options,
-        out=config.out,
         log=log,
-        metadata=to_metadata(description) | {"config": recipes.as_json(config)},
+        config=config,
+        metadata=to_metadata(description),
         free=FREE,
         trainable=functools.partial(
             classifier.is_trainable, last_layer=model.last_layer, options=config.loss
         ),
     )
-    return report(config, train.classes, begun=begun)
+    return report(config, finder, begun=begun)
 
 
-def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[str, float]:
+def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict[str, float]:
     """Evaluates the best checkpoint on the test split, writes tables and pictures."""
-    chosen, batch_size = config.selection, config.training.batch_size
-    test = selection.open_split(chosen, chosen.test_split, classes=classes)
-    print(sources.describe(test), flush=True)
-    detector = processes.on_first(lambda: detectors.load_checkpoint(config.out))
-    finder, variables = predictor.from_detector(detector)
-    variables = parallel.replicate(variables)
-    found = predictor.detect_source(finder, variables, test, batch_size=batch_size)
-    coco.write_results(config.out / "detections.json", found)
-    sheet = predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures, columns=4)
-    draw.save_png(config.out / "pictures" / "test.png", sheet)
+    batch_size = config.training.batch_size
+    variables, test, _ = reports.on_test(
+        finder,
+        config.selection,
+        out=config.out,
+        batch_size=batch_size,
+        n_pictures=2 * config.n_pictures,
+        columns=4,
+    )
     figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
     batches = feeds.evaluation(test, canvases=config.canvases, batch_size=batch_size)
     measured = predictor.measure_localization(finder, variables, batches())
@@ -221,10 +222,7 @@ def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[st
     for name, value in metrics.items():
         print(f"{name} {value:.3f}")
     logging.write_results(
-        config.out / "results.json",
-        metrics,
-        seconds=time.perf_counter() - begun,
-        seed=config.training.seed,
+        config.out / "results.json", metrics, begun=begun, seed=config.training.seed
     )
     return metrics
 

@@ -10,7 +10,8 @@ Check     python experiments/deep_pose.py smoke
 Writes    runs/NAME/: stage1/, stage2/, ... (each with config.json, metrics.jsonl, tensorboard/,
           checkpoints/{last,best}/, curves.png, and pictures/ of poses after each stage beside the
           truth), pictures/test.png, poses.json (a COCO results file of keypoints), results.json;
-          the best checkpoint of the last stage holds all of them
+          the best checkpoint of the last stage holds all of them. Joints are looked for in boxes
+          that are given, so predict.py and evaluate.py do not read it
 """
 
 import dataclasses
@@ -18,27 +19,25 @@ import functools
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tyro.conf import OmitArgPrefixes
 
-from jaxdet import feeds
-from jaxdet.data import pipeline, selection, sources
+from jaxdet import feeds, pose_predictor, predictor
+from jaxdet.data import object_pictures, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Source
 from jaxdet.data.selection import Selection
 from jaxdet.features.networks import Network
-from jaxdet.metrics import coco, pose
+from jaxdet.metrics import coco
 from jaxdet.metrics.pose import Errors
-from jaxdet.structures import Batch, Instances
+from jaxdet.pose_predictor import PosePredictor
 from jaxdet.systems import deep_pose
-from jaxdet.systems.deep_pose import Architecture, LossOptions, Poses
+from jaxdet.systems.deep_pose import Architecture, LossOptions
 from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
-from jaxdet.viz import draw, figures, objects
+from jaxdet.viz import draw, figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +150,6 @@ CONFIGS = {
 }
 # What may differ when a run is gone on with.
 FREE = (*selection.FREE, "later_steps", "n_pictures", "out")
-Predict = Callable[..., Poses]  # predict(variables, batch)
 
 
 def main(config: Config) -> dict[str, float]:
@@ -159,12 +157,14 @@ def main(config: Config) -> dict[str, float]:
     begun = time.perf_counter()
     names = [f"stage{i + 1}" for i in range(config.architecture.n_stages)]
     begun -= logging.seconds(*(config.out / name for name in names))
-    train, rates = with_joints(*selection.open_training(config.selection))
-    val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
+    train, rates, val = selection.open_parts(config.selection)
+    train, kept = object_pictures.with_joints(train)
+    val, _ = object_pictures.with_joints(val)
+    data = selection.Parts(train, None if rates is None else rates[kept], val)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
-    n_joints = len(train.keypoint_names)
+    check_joints(config, train)
     model = deep_pose.build(
-        n_joints,
+        len(train.keypoint_names),
         config.architecture,
         axis_name=parallel.AXIS,
         dtype=jnp.bfloat16 if config.training.bfloat16 else jnp.float32,
@@ -174,6 +174,11 @@ def main(config: Config) -> dict[str, float]:
     )
     print(f"{len(names)} stages: {state.describe(variables)}", flush=True)
 
+    # Each sees with the stages up to its own.
+    finders = [
+        pose_predictor.compile_stages(model, n_stages=i + 1, canvases=config.canvases)
+        for i in range(len(names))
+    ]
     errors: list[Errors] = []
     for stage, name in enumerate(names):
         if stage:
@@ -181,26 +186,41 @@ def main(config: Config) -> dict[str, float]:
             for collection in variables.values():
                 if learnt := collection.get(f"stages_{stage - 1}"):
                     collection[f"stages_{stage}"] = learnt
-            errors.append(measure_errors(config, model, variables, train, stage=stage - 1))
+            errors.append(
+                pose_predictor.measure_errors(
+                    finders[stage - 1],
+                    parallel.replicate(variables),
+                    predictor.spread(train, config.n_measured),
+                    batch_size=config.training.batch_size,
+                )
+            )
         ended = run_stage(
-            config, variables, tuple(errors), model=model, train=train, rates=rates, val=val
+            config,
+            variables,
+            tuple(errors),
+            model=model,
+            finder=finders[stage],
+            data=data,
         )
         if not ended and name != names[-1]:
             return {}
         where = config.out / name
         variables, _ = processes.on_first(lambda where=where: checkpoints.load_variables(where))
-    return report(config, model, variables, train.classes, begun=begun)
+    return report(config, finders[-1], variables, train.classes, begun=begun)
 
 
-def with_joints(source: Source, rates: Any) -> tuple[Source, Any]:
-    """The pictures in which there is something to learn."""
-    kept = [
-        i
-        for i, a in enumerate(source.annotations)
-        if a.keypoints is not None and (a.keypoints[~(a.crowd | a.difficult), :, 2] > 0).any()
-    ]
-    chosen = sources.select(source, kept, name=source.name)
-    return chosen, None if rates is None else rates[np.array(kept)]
+def check_joints(config: Config, source: Source) -> None:
+    """Raises where the configuration names joints that the data has not."""
+    n_joints = len(source.keypoint_names)
+    for flag, pairs in (
+        ("--architecture.torso", (config.architecture.torso,)),
+        ("--limbs", config.limbs),
+    ):
+        if any(not 0 <= joint < n_joints for joint in itertools.chain(*pairs)):
+            raise ValueError(
+                f"{flag} must be numbers of the {n_joints} keypoints of {source.name}, from 0: "
+                f"{', '.join(source.keypoint_names)}. Got {pairs}"
+            )
 
 
 def run_stage(
@@ -209,19 +229,18 @@ def run_stage(
     errors: tuple[Errors, ...],
     *,
     model: deep_pose.DeepPose,
-    train: Source,
-    rates: Any,
-    val: Source,
+    finder: PosePredictor,
+    data: selection.Parts,
 ) -> bool:
     """Trains one stage on the errors of those before; returns whether it is at its end."""
-    chosen, options, stage = config.selection, config.training, len(errors)
+    options, stage, (train, rates, val) = config.training, len(errors), data
     if stage:
         options = dataclasses.replace(options, steps=config.later_steps)
     out = config.out / f"stage{stage + 1}"
     log = logging.MetricsLog(out)
     batches = feeds.training(
         train,
-        selection=chosen,
+        selection=config.selection,
         options=options,
         canvases=config.canvases,
         augmentation=config.augmentation,
@@ -229,13 +248,15 @@ def run_stage(
         with_keypoints=True,
     )
     sampled = LossOptions((stage,), errors, sample_size=config.sample_size)
-    predict = compiled(model, stage=stage)
+    size = options.batch_size
 
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
-        sheet = draw_poses(config, predict, variables, val)
+        sheet = pose_predictor.contact_sheet(
+            finder, variables, val, batch_size=size, n_pictures=config.n_pictures
+        )
         draw.save_png(out / "pictures" / f"val_{step:06d}.png", sheet)
         log.image(step, "val", sheet)
-        return evaluate_poses(config, predict, variables, val)
+        return pose_predictor.measure(finder, variables, val, batch_size=size, limbs=config.limbs)
 
     ended = fit.fit(
         variables,
@@ -244,16 +265,16 @@ def run_stage(
         evaluate=evaluate,
         best_metric="PCK",
         options=options,
-        out=out,
         log=log,
+        config=config,
         metadata={
             "system": "deep_pose",
+            "architecture": dataclasses.asdict(config.architecture),
             "classes": train.classes,
             "keypoints": train.keypoint_names,
             "errors": [e._asdict() for e in errors],
-            # A stage is built on finished ones.
-            "config": recipes.as_json(config) | {"before": config.training.steps if stage else 0},
         },
+        before=config.training.steps if stage else 0,
         free=FREE,
         trainable=functools.partial(deep_pose.trained_by, stages=(stage,)),
     )
@@ -261,152 +282,30 @@ def run_stage(
     return ended
 
 
-def compiled(model: deep_pose.DeepPose, *, stage: int) -> Predict:
-    """Compiles the cascade up to a stage, for all devices."""
-    model = model.clone(stages=model.stages[: stage + 1])
-
-    def run(variables: Any, inputs: Any) -> Poses:
-        return deep_pose.predict(model, variables, *inputs)
-
-    mapped = parallel.parallel_map(run)
-    return lambda variables, batch: jax.device_get(
-        mapped(variables, (batch.images, batch.instances.boxes, batch.instances.valid))
-    )
-
-
-def batches_of(config: Config, source: Source) -> Iterable[Batch]:
-    """All pictures of a source, once."""
-    n_devices = jax.local_device_count()
-    batch_size = -(-config.training.batch_size // n_devices) * n_devices
-    return pipeline.iterate(
-        pipeline.eval_pipeline(
-            source, canvases=config.canvases, batch_size=batch_size, with_keypoints=True
-        )
-    )
-
-
-def counted(truth: Instances) -> np.ndarray:
-    """Keypoints of the objects that count; those of others are not labelled."""
-    keypoints = np.array(truth.keypoints)
-    keypoints[~truth.objects, :, 2] = 0
-    return keypoints
-
-
-def measure_errors(
-    config: Config, model: deep_pose.DeepPose, variables: Any, train: Source, *, stage: int
-) -> Errors:
-    """Looks how a stage is wrong about training pictures, spread evenly over the set."""
-    chosen = np.unique(np.linspace(0, len(train) - 1, config.n_measured).astype(int))
-    part = sources.select(train, chosen.tolist(), name=f"{train.name} [measured]")
-    predict, variables = compiled(model, stage=stage), parallel.replicate(variables)
-    rows = []
-    for batch in batches_of(config, part):
-        joints = predict(variables, batch).joints[:, :, -1]
-        truth = counted(batch.instances)
-        boxes = jnp.asarray(batch.instances.boxes)
-        sizes = deep_pose.diameters(jnp.asarray(truth), boxes, config.architecture.torso)
-        rows.append([x[batch.instances.valid] for x in (joints, truth, np.asarray(sizes))])
-    return pose.measure_errors(*map(np.concatenate, zip(*rows, strict=True)))
-
-
-def evaluate_poses(
-    config: Config, predict: Predict, variables: Any, source: Source
-) -> dict[str, float]:
-    """Returns the shares of joints and limbs found, on boxes of the true objects.
-
-    PCK is at a tenth of the box's diagonal, PDJ at a fifth of the torso's diameter; PCK1, PCK2, ...
-    are those after each stage.
-    """
-
-    @jax.jit
-    def measure(joints: Any, truth: Any, boxes: Any) -> dict[str, pose.Counts]:
-        stages = {
-            f"PCK{i + 1}": pose.pck(joints[:, :, i], truth, boxes, threshold=0.1)
-            for i in range(joints.shape[2])
-        }
-        last, torso = joints[:, :, -1], config.architecture.torso
-        return {
-            "PCK": stages[f"PCK{joints.shape[2]}"],
-            "PDJ": pose.pdj(last, truth, torso=torso, threshold=0.2),
-            "PCP": pose.pcp(last, truth, limbs=config.limbs),
-        } | stages
-
-    each = []
-    for batch in batches_of(config, source):
-        found = predict(variables, batch)
-        each.append(measure(found.joints, counted(batch.instances), batch.instances.boxes))
-    total = jax.tree.map(lambda *x: sum(x), *each)
-    return {name: float(pose.mean(counts)) for name, counts in total.items()}
-
-
-def draw_poses(config: Config, predict: Predict, variables: Any, source: Source) -> np.ndarray:
-    """Draws objects with their true joints and those after each stage."""
-    rows = []
-    for batch in batches_of(config, source):
-        found, truth = predict(variables, batch), counted(batch.instances)
-        for i, n in zip(*np.nonzero(truth[..., 2].any(axis=2)), strict=True):
-            seen = truth[i, n, :, 2:]
-            poses = {"truth": truth[i, n]}
-            for stage, joints in enumerate(found.joints[i, n]):
-                poses[f"stage {stage + 1}"] = np.concatenate([joints, seen], axis=1)
-            box = np.asarray(batch.instances.boxes[i, n])
-            rows.append(objects.draw_poses(np.asarray(batch.images.pixels[i]), box, poses))
-            if len(rows) == config.n_pictures:
-                return draw.contact_sheet(rows, columns=2)
-    return draw.contact_sheet(rows, columns=2)
-
-
-def write_poses(
-    path: pathlib.Path, config: Config, predict: Predict, variables: Any, source: Source
-) -> None:
-    """Writes a COCO results file, in pixels of the pictures; every object is as sure as another."""
-    rows: list[dict[str, Any]] = []
-    for batch in batches_of(config, source):
-        found = predict(variables, batch)
-        for i, record in enumerate(batch.records.tolist()):
-            if record < 0:
-                continue
-            annotation = source.annotations[record]
-            scale = np.array(annotation.size[::-1]) / batch.images.sizes[i][::-1]
-            for n in np.flatnonzero(batch.instances.valid[i] & ~batch.instances.crowd[i]):
-                points = (found.joints[i, n, -1] * scale).round(2).tolist()
-                rows.append(
-                    {
-                        "image_id": annotation.image_id,
-                        "category_id": source.category_ids[batch.instances.labels[i, n] - 1],
-                        "keypoints": list(itertools.chain(*((x, y, 1) for x, y in points))),
-                        "score": 1.0,
-                    }
-                )
-    coco.write_results(path, rows)
-
-
 def report(
     config: Config,
-    model: deep_pose.DeepPose,
+    finder: PosePredictor,
     variables: Any,
     classes: tuple[str, ...],
     *,
     begun: float,
 ) -> dict[str, float]:
     """Evaluates all stages on the test split, writes numbers and pictures."""
-    chosen = config.selection
+    chosen, size = config.selection, config.training.batch_size
     test = selection.open_split(chosen, chosen.test_split, classes=classes)
     print(sources.describe(test), flush=True)
-    predict = compiled(model, stage=config.architecture.n_stages - 1)
     variables = parallel.replicate(variables)
-    metrics = evaluate_poses(config, predict, variables, test)
-    write_poses(config.out / "poses.json", config, predict, variables, test)
-    doubled = dataclasses.replace(config, n_pictures=2 * config.n_pictures)
-    sheet = draw_poses(doubled, predict, variables, test)
+    metrics = pose_predictor.measure(finder, variables, test, batch_size=size, limbs=config.limbs)
+    rows = pose_predictor.find(finder, variables, test, batch_size=size)
+    coco.write_results(config.out / "poses.json", rows)
+    sheet = pose_predictor.contact_sheet(
+        finder, variables, test, batch_size=size, n_pictures=2 * config.n_pictures
+    )
     draw.save_png(config.out / "pictures" / "test.png", sheet)
     for name, value in metrics.items():
         print(f"{name:6} {value:.3f}")
     logging.write_results(
-        config.out / "results.json",
-        metrics,
-        seconds=time.perf_counter() - begun,
-        seed=config.training.seed,
+        config.out / "results.json", metrics, begun=begun, seed=config.training.seed
     )
     return metrics
 

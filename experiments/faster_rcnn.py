@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from jaxdet import feeds, predictor
+from jaxdet import feeds, predictor, reports
 from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.selection import Selection
@@ -32,8 +32,8 @@ from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
 from jaxdet.systems import architectures, faster_rcnn
 from jaxdet.systems.architectures import Architecture
 from jaxdet.systems.faster_rcnn import DetectOptions, LossOptions
-from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
-from jaxdet.viz import draw, figures
+from jaxdet.training import fit, logging, parallel, processes, recipes, state
+from jaxdet.viz import figures
 from jaxdet.weights import detectors, download
 from jaxdet.weights.description import Description, to_metadata
 
@@ -228,8 +228,7 @@ def main(config: Config) -> dict[str, float]:
     begun -= logging.seconds(config.out)  # Earlier starts count, too.
 
     # Data.
-    train, rates = selection.open_training(chosen)
-    val = selection.open_split(chosen, chosen.val_split, classes=train.classes)
+    train, rates, val = selection.open_parts(chosen)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
     varied = config.augmentation
     rows = config.max_objects or pipeline.max_object_count(train, augmentation=varied)
@@ -272,11 +271,12 @@ def main(config: Config) -> dict[str, float]:
     )
     val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
 
+    watch = reports.watch(
+        finder, val, n_pictures=config.n_pictures, batch_size=options.batch_size, log=log
+    )
+
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
-        found = predictor.detect_source(finder, variables, val, batch_size=options.batch_size)
-        sheet = predictor.contact_sheet(val, found, n_pictures=config.n_pictures)
-        draw.save_png(config.out / "pictures" / f"val_{step:06d}.png", sheet)
-        log.image(step, "val", sheet)
+        found = watch(variables, step)
         return val_losses(variables) | coco.evaluate_boxes(truth, found).metrics
 
     fit.fit(
@@ -286,9 +286,9 @@ def main(config: Config) -> dict[str, float]:
         evaluate=evaluate,
         best_metric="AP",
         options=options,
-        out=config.out,
         log=log,
-        metadata=to_metadata(description) | {"config": recipes.as_json(config)},
+        config=config,
+        metadata=to_metadata(description),
         free=FREE,
         trainable=functools.partial(architectures.is_trainable, architecture=config.architecture),
     )
@@ -297,29 +297,21 @@ def main(config: Config) -> dict[str, float]:
 
 def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict[str, float]:
     """Evaluates the best checkpoint on the test split, writes tables and pictures."""
-    chosen, options = config.selection, config.training
-    test = selection.open_split(chosen, chosen.test_split, classes=finder.classes)
-    print(sources.describe(test), flush=True)
-    variables, _ = processes.on_first(lambda: checkpoints.load_variables(config.out))
-    found = predictor.detect_source(
-        finder, parallel.replicate(variables), test, batch_size=options.batch_size
+    _, test, _ = reports.on_test(
+        finder,
+        config.selection,
+        out=config.out,
+        batch_size=config.training.batch_size,
+        n_pictures=2 * config.n_pictures,
     )
-    coco.write_results(config.out / "detections.json", found)
     evaluation = coco.evaluate_boxes(sources.to_coco(test), config.out / "detections.json")
-    draw.save_png(
-        config.out / "pictures" / "test.png",
-        predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures),
-    )
     figures.precision_recall_figure(
         config.out / "precision_recall.png", evaluation.precision50, list(evaluation.per_class)
     )
     figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
     print(coco.as_table(evaluation))
     logging.write_results(
-        config.out / "results.json",
-        evaluation.metrics,
-        seconds=time.perf_counter() - begun,
-        seed=options.seed,
+        config.out / "results.json", evaluation.metrics, begun=begun, seed=config.training.seed
     )
     return evaluation.metrics
 

@@ -23,13 +23,15 @@ import functools
 import itertools
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tyro.conf import OmitArgPrefixes
 
-from jaxdet import feeds, predictor
+from jaxdet import feeds, predictor, reports
 from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Source
@@ -41,7 +43,7 @@ from jaxdet.systems.classifier import DetectOptions
 from jaxdet.systems.localizer import Architecture, LossOptions
 from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import draw, figures
-from jaxdet.weights import classifiers, detectors, download
+from jaxdet.weights import classifiers, download
 from jaxdet.weights.description import Description, to_metadata
 
 
@@ -161,11 +163,14 @@ TABLE_HEAD = (
 
 def main(config: Config) -> dict[str, float]:
     """Trains, evaluates, writes; returns the metrics of the test split."""
-    return compare(config) if config.compare else run(config)
+    return compare(config) if config.compare else run(config)[1]
 
 
 def compare(config: Config) -> dict[str, float]:
-    """Runs the eight ways, prints and writes their table; returns the metrics of the best."""
+    """Runs the eight ways, prints and writes their table; returns the metrics of the best.
+
+    A budget that ends one of them ends all, without metrics.
+    """
     rows, results = [TABLE_HEAD], []
     where = ("convolutions", "vector")
     for staged, attached, agnostic in itertools.product((True, False), where, (True, False)):
@@ -178,20 +183,49 @@ def compare(config: Config) -> dict[str, float]:
         way = dataclasses.replace(
             config, compare=False, architecture=spec, staged=staged, weights=weights, out=out
         )
-        results.append(run(way))
-        numbers = (f"{results[-1][name]:.3f}" for name in MEASURES)
+        # `trained` is in `out`, wherever that is, now or for another process.
+        ended, metrics = run(way, free=FREE if weights == config.weights else (*FREE, "weights"))
+        if not ended:
+            print(f"{config.out}: the table must wait; the same command goes on.", flush=True)
+            return {}
+        results.append(metrics)
+        numbers = (f"{metrics[name]:.3f}" for name in MEASURES)
         rows.append(f"| {' | '.join((*names, *numbers))} |")
         logging.write_atomically(config.out / "table.md", "\n".join(rows) + "\n")
     print("\n".join(rows))
     return max(results, key=lambda metrics: metrics["localization_top1"])
 
 
-def run(config: Config) -> dict[str, float]:
-    """Trains one localizer; as `main`."""
+def check(config: Config, train: Source) -> None:
+    """Raises where flags would have no effect."""
+    if config.staged and not (config.loss.train_classifier and config.loss.train_boxes):
+        raise ValueError(
+            "--loss.train-classifier and --loss.train-boxes are set by each stage. "
+            f"Got {config.loss} and staged"
+        )
+    most = max(int(np.sum(~(a.crowd | a.difficult))) for a in train.annotations)
+    if config.architecture.n_boxes > most:
+        raise ValueError(
+            f"--architecture.n-boxes must be at most {most}, the most objects of a picture of "
+            f"{train.name}. Got {config.architecture.n_boxes}"
+        )
+
+
+def run(config: Config, *, free: Sequence[str] = FREE) -> tuple[bool, dict[str, float]]:
+    """Trains one localizer.
+
+    Args:
+      config: Of the run.
+      free: What may differ in it when the run is gone on with.
+
+    Returns:
+      Whether it is at its end, and the metrics of the test split; none before the last stage.
+    """
     begun = time.perf_counter() - logging.seconds(config.out, config.out / "classifier")
-    train, rates = selection.open_training(config.selection)
-    val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
-    print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
+    data = selection.open_parts(config.selection)
+    train = data.train
+    print(sources.describe(train), sources.describe(data.val), sep="\n", flush=True)
+    check(config, train)
 
     # A classifier to begin with, if there is one, and a box head.
     pretrained = None
@@ -221,19 +255,25 @@ def run(config: Config) -> dict[str, float]:
     print(state.describe(variables), flush=True)
 
     # Both at once; or the classifier, then the boxes.
-    stage = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
+    description = Description(
+        config.architecture, train.classes, train.category_ids, config.canvases, config.detect
+    )
+    finder = predictor.from_description(description)
+    stage = functools.partial(
+        run_stage, config, model=model, finder=finder, data=data, description=description, free=free
+    )
     if not config.staged:
-        stage(variables, config.loss, config.training, out=config.out)
+        ended = stage(variables, config.loss, config.training, out=config.out)
     else:
         if not is_trained:
             first, where = config.loss._replace(train_boxes=False), config.out / "classifier"
             if not stage(variables, first, config.training, out=where):
-                return {}
+                return False, {}
             variables, _ = processes.on_first(lambda: checkpoints.load_variables(where))
         second = config.loss._replace(train_classifier=False)
         of_head = dataclasses.replace(config.training, **dataclasses.asdict(config.head))
-        stage(variables, second, of_head, out=config.out, before=config.training.steps)
-    return report(config, train.classes, begun=begun)
+        ended = stage(variables, second, of_head, out=config.out, before=config.training.steps)
+    return ended, report(config, finder, begun=begun)
 
 
 def run_stage(
@@ -245,16 +285,17 @@ def run_stage(
     out: pathlib.Path,
     before: int = 0,
     model: localizer.Localizer,
-    train: Source,
-    rates: Any,
-    val: Source,
+    finder: predictor.Predictor,
+    data: selection.Parts,
+    description: Description,
+    free: Sequence[str],
 ) -> bool:
     """Trains what the loss is of, from these variables on; leaves checkpoints."""
-    chosen, log = config.selection, logging.MetricsLog(out)
+    log, (train, rates, val) = logging.MetricsLog(out), data
     rows = pipeline.max_object_count(train, augmentation=config.augmentation)
     batches = feeds.training(
         train,
-        selection=chosen,
+        selection=config.selection,
         options=options,
         canvases=config.canvases,
         augmentation=config.augmentation,
@@ -262,22 +303,17 @@ def run_stage(
         max_objects=rows,
     )
     loss = functools.partial(localizer.loss, model, options=loss_options)
-    description = Description(
-        config.architecture, train.classes, train.category_ids, config.canvases, config.detect
-    )
-    finder = predictor.from_description(description)
     val_batches = feeds.evaluation(
         val, canvases=config.canvases, batch_size=options.batch_size, max_objects=rows
     )
     val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
     shown = predictor.spread(val, config.n_pictures)
+    watch = reports.watch(
+        finder, shown, n_pictures=config.n_pictures, batch_size=options.batch_size, log=log
+    )
 
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
-        found = predictor.detect_source(finder, variables, shown, batch_size=options.batch_size)
-        coco.write_results(out / "progress" / f"{step:06d}.json", found)
-        sheet = predictor.contact_sheet(shown, found, n_pictures=len(shown))
-        draw.save_png(out / "pictures" / f"val_{step:06d}.png", sheet)
-        log.image(step, "val", sheet)
+        coco.write_results(out / "progress" / f"{step:06d}.json", watch(variables, step))
         return val_losses(variables) | predictor.measure_localization(
             finder, variables, val_batches()
         )
@@ -289,11 +325,11 @@ def run_stage(
         evaluate=evaluate,
         best_metric="localization_top1" if loss_options.train_boxes else "top1",
         options=options,
-        out=out,
         log=log,
-        metadata=to_metadata(description)
-        | {"config": recipes.as_json(config) | {"before": before}},
-        free=FREE,
+        config=config,
+        metadata=to_metadata(description),
+        before=before,
+        free=free,
         trainable=functools.partial(localizer.is_trainable, options=loss_options),
     )
     progress = {
@@ -306,20 +342,15 @@ def run_stage(
     return ended
 
 
-def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[str, float]:
+def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict[str, float]:
     """Evaluates the best checkpoint on the test split, writes tables and pictures."""
-    chosen = config.selection
-    test = selection.open_split(chosen, chosen.test_split, classes=classes)
-    print(sources.describe(test), flush=True)
-    detector = processes.on_first(lambda: detectors.load_checkpoint(config.out))
-    finder, variables = predictor.from_detector(detector)
-    variables = parallel.replicate(variables)
     batch_size = config.training.batch_size
-    found = predictor.detect_source(finder, variables, test, batch_size=batch_size)
-    coco.write_results(config.out / "detections.json", found)
-    draw.save_png(
-        config.out / "pictures" / "test.png",
-        predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures),
+    variables, test, found = reports.on_test(
+        finder,
+        config.selection,
+        out=config.out,
+        batch_size=batch_size,
+        n_pictures=2 * config.n_pictures,
     )
     batches = feeds.evaluation(test, canvases=config.canvases, batch_size=batch_size)
     metrics = predictor.measure_localization(finder, variables, batches())
@@ -327,10 +358,7 @@ def report(config: Config, classes: tuple[str, ...], *, begun: float) -> dict[st
     for name, value in metrics.items():
         print(f"{name:18} {value:.3f}")
     logging.write_results(
-        config.out / "results.json",
-        metrics,
-        seconds=time.perf_counter() - begun,
-        seed=config.training.seed,
+        config.out / "results.json", metrics, begun=begun, seed=config.training.seed
     )
     return metrics
 

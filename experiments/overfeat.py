@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import OmitArgPrefixes
 
-from jaxdet import feeds, predictor
+from jaxdet import feeds, predictor, reports
 from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Source
@@ -39,7 +39,6 @@ from jaxdet.systems import overfeat
 from jaxdet.systems.overfeat import Architecture, DetectOptions, LossOptions
 from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import draw, figures, score_maps
-from jaxdet.weights import detectors
 from jaxdet.weights.description import Description, to_metadata
 
 
@@ -121,9 +120,14 @@ FREE = (*selection.FREE, "box_steps", "n_pictures", "out")
 def main(config: Config) -> dict[str, float]:
     """Trains the classifier and then the boxes, evaluates, writes; returns the test metrics."""
     begun = time.perf_counter() - logging.seconds(config.out, config.out / "classifier")
-    train, rates = selection.open_training(config.selection)
-    val = selection.open_split(config.selection, config.selection.val_split, classes=train.classes)
-    print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
+    if not (config.loss.train_classifier and config.loss.train_boxes):
+        raise ValueError(
+            "--loss.train-classifier and --loss.train-boxes are set by each stage. "
+            f"Got {config.loss}"
+        )
+    data = selection.open_parts(config.selection)
+    train = data.train
+    print(sources.describe(train), sources.describe(data.val), sep="\n", flush=True)
     model = overfeat.build(
         len(train.classes),
         config.architecture,
@@ -135,7 +139,13 @@ def main(config: Config) -> dict[str, float]:
     )
     print(state.describe(variables), flush=True)
 
-    run = functools.partial(run_stage, config, model=model, train=train, rates=rates, val=val)
+    description = Description(
+        config.architecture, train.classes, train.category_ids, config.canvases, config.detect
+    )
+    finder = predictor.from_description(description)
+    run = functools.partial(
+        run_stage, config, model=model, finder=finder, data=data, description=description
+    )
     classes = config.loss._replace(train_boxes=False)
     first = dataclasses.replace(config.training, best_metric="loss", lower_is_better=True)
     if not run(variables, classes, first, out=config.out / "classifier"):
@@ -144,7 +154,7 @@ def main(config: Config) -> dict[str, float]:
     boxes = config.loss._replace(train_classifier=False)
     options = dataclasses.replace(config.training, steps=config.box_steps)
     run(variables, boxes, options, out=config.out, before=config.training.steps)
-    return report(config, begun=begun)
+    return report(config, finder, description, begun=begun)
 
 
 def run_stage(
@@ -156,37 +166,33 @@ def run_stage(
     out: pathlib.Path,
     before: int = 0,
     model: overfeat.OverFeat,
-    train: Source,
-    rates: Any,
-    val: Source,
+    finder: predictor.Predictor,
+    data: selection.Parts,
+    description: Description,
 ) -> bool:
     """Trains what the loss is of, from these variables on; leaves checkpoints."""
-    chosen, log = config.selection, logging.MetricsLog(out)
+    log, (train, rates, val) = logging.MetricsLog(out), data
     batches = feeds.training(
         train,
-        selection=chosen,
+        selection=config.selection,
         options=options,
         canvases=config.canvases,
         augmentation=config.augmentation,
         rates=rates,
     )
     loss = functools.partial(overfeat.loss, model, options=loss_options)
-    description = Description(
-        config.architecture, train.classes, train.category_ids, config.canvases, config.detect
-    )
-    finder, truth = predictor.from_description(description), sources.to_coco(val)
+    truth = sources.to_coco(val)
     val_batches = feeds.evaluation(val, canvases=config.canvases, batch_size=options.batch_size)
     val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
+    watch = reports.watch(
+        finder, val, n_pictures=config.n_pictures, batch_size=options.batch_size, log=log
+    )
 
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
         losses = val_losses(variables)
         if not loss_options.train_boxes:
             return losses
-        found = predictor.detect_source(finder, variables, val, batch_size=options.batch_size)
-        sheet = predictor.contact_sheet(val, found, n_pictures=config.n_pictures)
-        draw.save_png(out / "pictures" / f"val_{step:06d}.png", sheet)
-        log.image(step, "val", sheet)
-        return losses | coco.evaluate_boxes(truth, found).metrics
+        return losses | coco.evaluate_boxes(truth, watch(variables, step)).metrics
 
     ended = fit.fit(
         variables,
@@ -195,10 +201,10 @@ def run_stage(
         evaluate=evaluate,
         best_metric="AP50" if loss_options.train_boxes else "loss",
         options=options,
-        out=out,
         log=log,
-        metadata=to_metadata(description)
-        | {"config": recipes.as_json(config) | {"before": before}},
+        config=config,
+        metadata=to_metadata(description),
+        before=before,
         free=FREE,
         trainable=functools.partial(overfeat.is_trainable, options=loss_options),
     )
@@ -312,34 +318,27 @@ def drawn(found: Sequence[Any], picture: np.ndarray, classes: tuple[str, ...]) -
     return draw.draw_boxes(picture, boxes, labels, classes, scores=scores, valid=valid, magnify=2)
 
 
-def report(config: Config, *, begun: float) -> dict[str, float]:
+def report(
+    config: Config, finder: predictor.Predictor, description: Description, *, begun: float
+) -> dict[str, float]:
     """Evaluates the best checkpoint on the test split, writes tables and pictures."""
-    detector = processes.on_first(lambda: detectors.load_checkpoint(config.out))
-    finder, variables = predictor.from_detector(detector)
-    chosen = config.selection
-    test = selection.open_split(chosen, chosen.test_split, classes=finder.classes)
-    print(sources.describe(test), flush=True)
-    draw.save_png(config.out / "scales.png", draw_scales(config, finder.classes, variables, test))
-    variables = parallel.replicate(variables)
-    found = predictor.detect_source(finder, variables, test, batch_size=config.training.batch_size)
-    coco.write_results(config.out / "detections.json", found)
-    draw.save_png(
-        config.out / "pictures" / "test.png",
-        predictor.contact_sheet(test, found, n_pictures=2 * config.n_pictures),
+    variables, test, found = reports.on_test(
+        finder,
+        config.selection,
+        out=config.out,
+        batch_size=config.training.batch_size,
+        n_pictures=2 * config.n_pictures,
     )
+    if config.n_pictures:
+        scales = draw_scales(config, finder.classes, variables, test)
+        draw.save_png(config.out / "scales.png", scales)
     evaluation = coco.evaluate_boxes(sources.to_coco(test), found)
     print(coco.as_table(evaluation), flush=True)
-    description = Description(
-        config.architecture, finder.classes, finder.category_ids, config.canvases, config.detect
-    )
     table: Mapping[str, Any] = compare(config, description, variables, test)
     text = json.dumps(table, indent=2) + "\n"
     logging.write_atomically(config.out / "table.json", text)
     logging.write_results(
-        config.out / "results.json",
-        evaluation.metrics,
-        seconds=time.perf_counter() - begun,
-        seed=config.training.seed,
+        config.out / "results.json", evaluation.metrics, begun=begun, seed=config.training.seed
     )
     return evaluation.metrics
 

@@ -6,7 +6,6 @@ the evaluation of what was found are here, the same for every system.
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxdet import feeds
-from jaxdet.data import pictures, pipeline, sources
+from jaxdet.data import pictures, sources
 from jaxdet.data.records import Annotation, Source
 from jaxdet.data.resize import ShortSide
 from jaxdet.metrics import coco, localization
@@ -123,6 +122,8 @@ def detect_source(
       in the same order for any number of processes.
     """
     category_ids = _category_ids(predictor, source)
+    if not len(source):
+        return []
     n_devices = jax.device_count()
     rounded = -(-min(batch_size, len(source)) // n_devices) * n_devices
     batches = feeds.evaluation(
@@ -131,25 +132,19 @@ def detect_source(
     rows, done = [], 0
     for batch in batches():
         detections = jax.device_get(predictor.detect(variables, batch.images))
-        annotations = [source.annotations[i] if i >= 0 else None for i in batch.records]
-        sizes = np.array([a.size if a else (0, 0) for a in annotations], np.int32)
-        shown = np.maximum(batch.images.sizes, 1)
+        shown = feeds.pictures_of(batch, source)
         rows += coco.results_from_detections(
             detections,
-            image_ids=[a.image_id if a else None for a in annotations],
-            scales=(sizes / shown)[:, ::-1].astype(np.float32),
-            sizes=sizes,
+            image_ids=shown.image_ids,
+            scales=shown.scales,
+            sizes=shown.sizes,
             category_ids=category_ids,
         )
-        done += sum(a is not None for a in annotations)
+        done += sum(image_id is not None for image_id in shown.image_ids)
         if progress:
             progress(done)
     rows = [row for row in rows if row["category_id"] != UNKNOWN]
-    # In the order of the pictures, as a process of its own finds them.
-    order = itertools.chain(*pipeline.group_by_canvas(source, predictor.canvases).values())
-    place = {source.annotations[index].image_id: i for i, index in enumerate(order)}
-    found = itertools.chain(*processes.gather(rows))
-    return sorted(found, key=lambda row: place[row["image_id"]])
+    return feeds.gathered(rows, source, canvases=predictor.canvases)
 
 
 def measure_localization(

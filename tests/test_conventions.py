@@ -24,6 +24,7 @@ POSITIONAL_DEFAULTS = {
 # Files whose tests have another name than theirs, so that no two test files share one.
 TEST_NAMES = {
     "losses/boxes.py": "test_box_losses.py",
+    "reports.py": "test_run_reports.py",  # Another is in data/.
     "features/overfeat.py": "test_overfeat_network.py",
     "features/dense.py": "test_dense_layers.py",
 }

@@ -1,5 +1,6 @@
 """Each process's share of batches, as the flags say."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -55,6 +56,34 @@ def test_training_is_the_pipeline_from_a_batch_on(source, share):
     for number, batch in zip(range(5, 7), batches, strict=False):
         assert_same(batch, want[number])
     batches.close()
+
+
+def test_evaluation_with_keypoints(source):
+    feed = feeds.evaluation(source, canvases=CANVAS, batch_size=4, with_keypoints=True)
+    assert next(feed()).instances.keypoints.shape[2:] == (len(source.keypoint_names), 3)
+    assert next(feeds.evaluation(source, canvases=CANVAS, batch_size=4)()).instances[-1] is None
+
+
+def test_pictures_of_a_batch(source):
+    half = dataclasses.replace(
+        source, annotations=tuple(a._replace(size=(128, 256)) for a in source.annotations)
+    )
+    last = list(feeds.evaluation(source, canvases=CANVAS, batch_size=40)())[-1]
+    shown = feeds.pictures_of(last, half)
+    ids = [a.image_id for a in source.annotations[40:]]
+    assert shown.image_ids == [*ids, *[None] * 16]
+    np.testing.assert_array_equal(shown.sizes, [[128, 256]] * 24 + [[0, 0]] * 16)
+    # From 64 x 64 to a width of 256 and a height of 128.
+    np.testing.assert_array_equal(shown.scales, [[4, 2]] * 24 + [[0, 0]] * 16)
+
+
+def test_rows_of_all_processes_in_the_order_of_the_pictures(source, monkeypatch):
+    ids = [a.image_id for a in source.annotations[:4]]
+    theirs = [{"image_id": ids[1], "n": 0}, {"image_id": ids[1], "n": 1}, {"image_id": ids[3]}]
+    monkeypatch.setattr(feeds.processes, "gather", lambda rows: [rows, theirs])
+    ours = [{"image_id": ids[2]}, {"image_id": ids[0]}]
+    got = feeds.gathered(ours, source, canvases=CANVAS)
+    assert got == [ours[1], *theirs[:2], ours[0], theirs[2]]
 
 
 def test_evaluation_can_be_asked_again(source, share):

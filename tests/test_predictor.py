@@ -249,6 +249,14 @@ def test_contact_sheet(source):
     assert one.shape[0] < sheet.shape[0]
 
 
+def test_no_pictures_are_no_error(source):
+    finder = predictor.Predictor(pytest.fail, CLASSES, CATEGORY_IDS, CANVASES)
+    shown = predictor.spread(source, 0)
+    assert predictor.detect_source(finder, "variables", shown, batch_size=2) == []
+    assert (predictor.contact_sheet(shown, [], n_pictures=0) == 255).all()
+    assert (predictor.progress_sheet(shown, {"step 1": []}) == 255).all()
+
+
 def test_localization_of_guesses(source):
     finder = predictor.Predictor(find_white, CLASSES, CATEGORY_IDS, CANVASES)
     batches = pipeline.eval_pipeline(source, canvases=CANVASES, batch_size=2)

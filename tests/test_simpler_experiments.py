@@ -1,6 +1,8 @@
 """The scripts of the simpler systems: as `test_experiments.py`."""
 
+import dataclasses
 import json
+import shutil
 
 import cv2
 import jax
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 from experiment_scripts import assert_written, load, run_script
 
-from jaxdet.data import shapes, sources
-from jaxdet.training import checkpoints, logging, processes
+from jaxdet import predictor
+from jaxdet.data import records, shapes, sources
+from jaxdet.training import checkpoints, logging, processes, recipes
 from jaxdet.weights import classifiers, detectors
 
 
@@ -69,6 +72,55 @@ def test_localizes_in_stages(data_dir, tmp_path):
     assert all("loss/box" in row and "loss/class" not in row for row in rows)
 
 
+def test_a_budget_ends_the_first_stage(data_dir, tmp_path, capsys):
+    arguments = ["smoke", "--data-dir", data_dir, "--out", tmp_path, "--steps-now", 1]
+    assert run_script("localizer", arguments) == {}
+    assert not (tmp_path / "results.json").exists()
+    assert "ended at step 1 of 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("unfinished", [0, 2, 8])
+def test_compare_waits_for_all_ways(tmp_path, monkeypatch, capsys, unfinished):
+    """`run` is stood in for: it ends all ways but one."""
+    module, seen = load("localizer"), []
+
+    def run(config, *, free):
+        seen.append((config, free))
+        ended = len(seen) - 1 != unfinished
+        return ended, {name: len(seen) / 10 for name in module.MEASURES} if ended else {}
+
+    monkeypatch.setattr(module, "run", run)
+    metrics = module.main(dataclasses.replace(module.SMOKE, compare=True, out=tmp_path))
+    rows = (tmp_path / "table.md").read_text().splitlines() if unfinished else ["", ""]
+    assert len(rows) - 2 == min(unfinished, 8) and len({c.out for c, _ in seen}) == len(seen)
+    if unfinished < 8:
+        assert metrics == {} and len(seen) == unfinished + 1
+        assert "the same command goes on" in capsys.readouterr().out
+        return
+    assert metrics["localization_top1"] == 0.8
+    assert rows[-1].startswith("| vector | by class | joint")
+    classifier = str(seen[0][0].out / "classifier")
+    assert [c.weights for c, _ in seen] == ["", *[classifier] * 3, *[""] * 4]
+    # Where the folder is moved to must not matter.
+    assert ["weights" in free for _, free in seen] == [False, *[True] * 3, *[False] * 4]
+
+
+def test_flags_without_effect_are_refused(data_dir, tmp_path):
+    arguments = ["smoke", "--data-dir", data_dir, "--out", tmp_path]
+    with pytest.raises(ValueError, match=r"--architecture\.n-boxes must be at most 1.*Got 2"):
+        run_script("localizer", [*arguments, "--architecture.n-boxes", 2])
+    for name in ("localizer", "overfeat"):
+        module = load(name)
+        config = dataclasses.replace(
+            module.SMOKE,
+            selection=dataclasses.replace(module.SMOKE.selection, data_dir=data_dir),
+            loss=module.SMOKE.loss._replace(train_boxes=False),
+            out=tmp_path,
+        )
+        with pytest.raises(ValueError, match=r"--loss\.train-boxes are set by each stage"):
+            module.main(config)
+
+
 def test_localizers_and_predictions_begin_with_a_classifier(classified, data_dir, tmp_path):
     out, _ = classified
     begun = tmp_path / "begun"
@@ -79,6 +131,20 @@ def test_localizers_and_predictions_begin_with_a_classifier(classified, data_dir
         checkpoints.load_variables(folder)[0]["params"]["network"] for folder in (out, begun)
     )
     jax.tree.map(np.testing.assert_array_equal, first, second)
+    # Gone on with after the classifier was moved: only where that is said to be free.
+    moved = tmp_path / "moved"
+    shutil.copytree(out, moved)
+    with pytest.raises(recipes.ConfigError, match="weights"):
+        run_script("localizer", [*arguments[:-1], moved])
+    module = load("localizer")
+    config = recipes.from_command_line(
+        module.CONFIGS,
+        default="smoke",
+        description="",
+        arguments=[*map(str, arguments[:-1]), str(moved)],
+    )
+    ended, metrics = module.run(config, free=(*module.FREE, "weights"))
+    assert ended and metrics.keys() >= set(module.MEASURES)
     picture = tmp_path / "scene.png"
     source = shapes.load("test", data_dir=data_dir, config=shapes.SINGLE_TINY)
     cv2.imwrite(str(picture), source.read(0)[..., ::-1])
@@ -125,9 +191,25 @@ def test_adjusts_boxes(data_dir, tmp_path):
     assert metrics.keys() == {f"{kind}_{n}" for kind in ("iou", "right") for n in (0, 1, 3)}
 
 
-def test_deep_pose_trains_its_stages(data_dir, tmp_path):
-    out = tmp_path / "run"
-    metrics = run_script("deep_pose", ["smoke", "--data-dir", data_dir, "--out", out])
+def test_adjusts_boxes_of_a_folder(data_dir, tmp_path):
+    """One update: does every part of the config work?"""
+    shapes.load("train", data_dir=data_dir, config=shapes.TINY)
+    (folder,) = (path.parent for path in data_dir.glob("shapes/tiny/*/dataset_info.json"))
+    arguments = ["folder", "--data", folder, "--canvases", 64, 64, "--width", 16, "--features", 16]
+    small = ["--steps", 1, "--warmup-steps", 0, "--batch-size", 4, "--counts", 0, 1]
+    metrics = run_script("box_adjustment", [*arguments, *small, "--out", tmp_path])
+    assert metrics.keys() == {"iou_0", "iou_1", "right_0", "right_1"}
+
+
+@pytest.fixture(scope="module")
+def posed(tmp_path_factory, data_dir):
+    """A finished smoke run of DeepPose."""
+    out = tmp_path_factory.mktemp("runs") / "deep_pose"
+    return out, run_script("deep_pose", ["smoke", "--data-dir", data_dir, "--out", out])
+
+
+def test_deep_pose_trains_its_stages(posed, data_dir):
+    out, metrics = posed
     assert metrics.keys() == {"PCK", "PCK1", "PCK2", "PDJ", "PCP"}
     names = ("stage1/curves.png", "stage2/pictures/val_000003.png", "pictures/test.png")
     assert all(cv2.imread(str(out / name)) is not None for name in names)
@@ -142,18 +224,42 @@ def test_deep_pose_trains_its_stages(data_dir, tmp_path):
         np.testing.assert_array_equal(a, b)
     # What the second stage was trained to expect is kept with it.
     assert len(last[1]["errors"]) == 1 and len(last[1]["errors"][0]["mean"]) == 5
+    with pytest.raises(ValueError, match=r"no detector: it finds joints.*deep_pose\.py"):
+        predictor.load(out / "stage2")
 
 
-def test_a_budget_is_that_of_each_stage(data_dir, tmp_path):
-    """Of DeepPose's two stages of three updates, two a start; the last one has a report."""
-    arguments = ["smoke", "--data-dir", data_dir, "--out", tmp_path, "--steps-now", 2]
+def test_deep_pose_goes_on_after_a_budget_and_draws_nothing_if_told_so(posed, data_dir, tmp_path):
+    whole, metrics = posed
+    arguments = ["smoke", "--data-dir", data_dir, "--out", tmp_path, "--n-pictures", 0]
     ends = []
-    for _ in range(2):
-        metrics = run_script("deep_pose", arguments)
+    for _ in range(2):  # Two of the three updates of a stage; the last one has a report.
+        found = run_script("deep_pose", [*arguments, "--steps-now", 2])
         stages = sorted(tmp_path.glob("stage*"))
         done = [checkpoints.read_metadata(s / "checkpoints" / "last")["step"] for s in stages]
-        ends.append((bool(metrics), done))
+        ends.append((bool(found), done))
     assert ends == [(False, [2]), (True, [3, 2])]
+    assert run_script("deep_pose", arguments) == metrics
+    for name in ("stage1/pictures/val_000002.png", "pictures/test.png"):
+        assert (cv2.imread(str(tmp_path / name)) == 255).all()
+    for stage in ("stage1", "stage2"):
+        first, second = (
+            checkpoints.load_variables(out / stage / "checkpoints" / "last")[0]
+            for out in (whole, tmp_path)
+        )
+        jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert (tmp_path / "poses.json").read_text() == (whole / "poses.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--limbs", 0, 1, 4, 5], r"--limbs must be numbers of the 5 keypoints.*\(4, 5\)"),
+        (["--architecture.torso", 0, 12], r"--architecture\.torso must be.*\(0, 12\)"),
+    ],
+)
+def test_deep_pose_names_the_flag_that_does_not_fit_the_joints(data_dir, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run_script("deep_pose", ["smoke", "--data-dir", data_dir, "--out", tmp_path, *flags])
 
 
 def test_overfeat_trains_the_classifier_then_the_boxes(data_dir, tmp_path):
@@ -171,3 +277,52 @@ def test_overfeat_trains_the_classifier_then_the_boxes(data_dir, tmp_path):
         lambda a, b: not np.array_equal(a, b), before["regressor"], after["regressor"]
     )
     assert any(jax.tree.leaves(moved))
+
+
+def test_ways_to_look_at_one_scale_and_at_several():
+    module = load("overfeat")
+    config = module.SHAPES
+    assert len(config.detect.scales) == 4
+    ways = module.ways_to_look(config)
+    assert {name: (len(way.scales), way.fine) for name, way in ways.items()} == {
+        "the picture as one window": (1, False),
+        "one scale, coarse": (1, False),
+        "one scale, fine": (1, True),
+        "all scales, coarse": (4, False),
+        "all scales, fine, not merged": (4, True),
+        "all scales, fine": (4, True),
+    }
+    # A window of 32 px in a canvas of 128.
+    assert ways["the picture as one window"].scales == (0.25,)
+    assert ways["one scale, fine"].scales == config.detect.scales[2:3]
+    assert ways["all scales, fine"] == config.detect
+    unmerged = ways["all scales, fine, not merged"]
+    assert unmerged.merge_threshold < 0
+    assert unmerged._replace(merge_threshold=config.detect.merge_threshold) == config.detect
+
+
+def test_off_centre_is_one_object_far_from_the_middle():
+    def picture(*boxes, crowd=False):
+        n = len(boxes)
+        return records.Annotation(
+            1,
+            "a",
+            (60, 80),  # A diagonal of 100 px, so 25 are far; the middle is (40, 30).
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.ones(n, np.int32),
+            np.full(n, crowd),
+            np.zeros(n, bool),
+        )
+
+    near, far, other = (55, 40, 65, 60), (60, 40, 60, 60), (0, 0, 10, 10)
+    annotations = (
+        picture(near),  # 20 to the right, 20 down: 28 away.
+        picture((50, 40, 60, 50)),  # 15 and 15.
+        picture(far, other),
+        picture(far, crowd=True),
+        picture(),
+        picture((60, 40, 62, 50)),  # 21 and 15: 25.8.
+        picture((59, 40, 61, 50)),  # 20 and 15: just 25.
+    )
+    source = records.Source("made", ("a",), annotations, lambda i: None)
+    assert load("overfeat").off_centre(source) == [0, 5, 6]

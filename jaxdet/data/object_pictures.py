@@ -1,4 +1,4 @@
-"""From pictures with boxes to pictures of one object: to classify, and to localize."""
+"""From pictures with boxes to those of one object, or with joints: to classify, to localize."""
 
 import functools
 import math
@@ -30,6 +30,28 @@ def with_count(source: Source, count: int) -> Source:
         raise ValueError(f"{source.name}: holds no picture with `count` objects. Got {count}.")
     note = f"With {count} object{'s' if count > 1 else ''}: {len(kept)} of {len(source)} pictures."
     return sources.select(source, kept, name=source.name, note=note)
+
+
+def with_joints(source: Source) -> tuple[Source, list[int]]:
+    """The pictures in which a joint of an object that counts is labelled.
+
+    Args:
+      source: Annotated pictures.
+
+    Returns:
+      The source, and the numbers of its pictures in the one given.
+
+    Raises:
+      ValueError: Where there is no such picture.
+    """
+    kept = [
+        i
+        for i, a in enumerate(source.annotations)
+        if a.keypoints is not None and (a.keypoints[~(a.crowd | a.difficult), :, 2] > 0).any()
+    ]
+    if not kept:
+        raise ValueError(f"{source.name}: holds no picture with a labelled keypoint.")
+    return sources.select(source, kept, name=source.name), kept
 
 
 def crops(source: Source, *, context: float = 0.0, min_side: float = 8.0) -> Source:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -116,3 +116,25 @@ def open_training(selection: Selection) -> tuple[Source, Float64[np.ndarray, " n
     if selection.sampling == "class_balanced":
         rates = rates * epochs.class_balanced_rates(train)
     return train, None if (rates == 1).all() else rates
+
+
+class Parts(NamedTuple):
+    """What a run is trained on, and what it is held against meanwhile."""
+
+    train: Source
+    rates: Float64[np.ndarray, " n"] | None  # How often each picture comes; None: each once.
+    val: Source
+
+
+def open_parts(selection: Selection) -> Parts:
+    """Opens all that a run reads before its end.
+
+    Args:
+      selection: What to open.
+
+    Raises:
+      DataError: As `open_split`.
+      ValueError: As `open_training`.
+    """
+    train, rates = open_training(selection)
+    return Parts(train, rates, open_split(selection, selection.val_split, classes=train.classes))

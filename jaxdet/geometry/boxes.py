@@ -29,6 +29,16 @@ def clip(boxes: Float[Array, "*b 4"], size: Real[Array | np.ndarray, "2"]) -> Fl
     return jnp.clip(boxes, 0, jnp.broadcast_to(limit, boxes.shape))
 
 
+def frames(sizes: Real[Array | np.ndarray, "*b 2"]) -> Float[Array, "*b 4"]:
+    """Returns the boxes of whole images, float32.
+
+    Args:
+      sizes: (height, width) of each, pixels.
+    """
+    corners = jnp.asarray(sizes, jnp.float32)[..., ::-1]
+    return jnp.concatenate([jnp.zeros_like(corners), corners], axis=-1)
+
+
 def centers_and_sizes(
     boxes: Float[Array, "*b 4"],
 ) -> tuple[Float[Array, "*b 2"], Float[Array, "*b 2"]]:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxdet import atomic
 from jaxdet.geometry import rle
@@ -90,6 +90,42 @@ def results_from_detections(
         for i, image_id in enumerate(image_ids)
         if image_id is not None and image_id >= 0
         for j in np.flatnonzero(valid[i])
+    ]
+
+
+def results_from_poses(
+    joints: Float[np.ndarray, "b n j 2"],
+    labels: Int[np.ndarray, "b n"],
+    valid: Bool[np.ndarray, "b n"],
+    *,
+    image_ids: Sequence[int | None],
+    scales: Float[np.ndarray, "b 2"],
+    category_ids: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Returns a batch of poses as the rows of a COCO results file, each as sure as another.
+
+    Args:
+      joints: (x, y), pixels of the canvas.
+      labels: Of the objects.
+      valid: Which of them get a row.
+      image_ids: As in `results_from_detections`, and all that follow.
+      scales: What x and y are multiplied with.
+      category_ids: Id in the data set of label 1, of label 2, ...
+
+    Returns:
+      Rows in the order of the batch; coordinates are rounded to 0.01 px.
+    """
+    points = np.asarray(joints, np.float64) * np.asarray(scales, np.float64)[:, None, None]
+    return [
+        {
+            "image_id": int(image_id),
+            "category_id": int(category_ids[labels[i, n] - 1]),
+            "keypoints": [x for point in points[i, n].round(2).tolist() for x in (*point, 1)],
+            "score": 1.0,
+        }
+        for i, image_id in enumerate(image_ids)
+        if image_id is not None and image_id >= 0
+        for n in np.flatnonzero(valid[i])
     ]
 
 

@@ -4,7 +4,7 @@ joints    Predicted (x, y), pixels; true ones are keypoints (x, y, visibility), 
           of visibility 0 are not labelled and count neither for nor against.
 counts    (found, counted), one number for each joint or limb: add up over pictures, then divide.
 
-Letters: j joints and l limbs of an object.
+Letters: j joints and l limbs of an object, s stages of a cascade.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,10 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import keypoints as keypoint_ops
+from jaxdet.structures import Instances
 
+PCK_THRESHOLD = 0.1  # Of the box's diagonal, in `sums`.
+PDJ_THRESHOLD = 0.2  # Of the torso's diameter.
 Counts = tuple[Float[Array, " j"], Float[Array, " j"]]
 
 
@@ -110,6 +113,42 @@ def pcp(
     errors = jnp.linalg.norm(joints - truth[..., :2], axis=-1)
     ends = jnp.stack([errors[..., list(side)] for side in zip(*limbs, strict=True)])
     return _counts(jnp.max(ends, axis=0) <= threshold * lengths, lengths > 0)
+
+
+def labelled(truth: Instances) -> Float[Array, "b n j 3"]:
+    """Returns the keypoints of objects that count; those of others are as if not labelled."""
+    return jnp.asarray(truth.keypoints) * jnp.asarray(truth.objects)[..., None, None]
+
+
+def sums(
+    joints: Float[Array, "b n s j 2"],
+    truth: Instances,
+    *,
+    torso: tuple[int, int],
+    limbs: Sequence[tuple[int, int]],
+) -> dict[str, tuple[Float[Array, " _"], Float[Array, " _"]]]:
+    """Returns the measures of a batch as counts, to be added up over batches; `mean` divides.
+
+    Args:
+      joints: After each stage of a cascade, pixels; the last is the result.
+      truth: With keypoints; those of crowds and difficult objects count neither way.
+      torso: As in `pdj`.
+      limbs: As in `pcp`.
+
+    Returns:
+      `PCK` at a tenth of the box's diagonal, `PDJ` at a fifth of the torso's diameter and `PCP` of
+      the last stage; `PCK1`, `PCK2`, ... after each stage.
+    """
+    keypoints, last = labelled(truth), joints[:, :, -1]
+    each = [
+        pck(joints[:, :, stage], keypoints, truth.boxes, threshold=PCK_THRESHOLD)
+        for stage in range(joints.shape[2])
+    ]
+    return {
+        "PCK": each[-1],
+        "PDJ": pdj(last, keypoints, torso=torso, threshold=PDJ_THRESHOLD),
+        "PCP": pcp(last, keypoints, limbs=limbs),
+    } | {f"PCK{stage + 1}": counts for stage, counts in enumerate(each)}
 
 
 def mean(counts: Counts) -> Float[Array, ""]:

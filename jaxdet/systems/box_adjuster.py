@@ -35,7 +35,7 @@ from jaxdet.losses.classification import Term
 from jaxdet.regions.heads import BoxOutputs, RoIHeads
 from jaxdet.regions.roi_loss import BOX_WEIGHTS
 from jaxdet.structures import Batch, Images
-from jaxdet.systems import classifier
+from jaxdet.training import steps
 from jaxdet.training.steps import Aux
 
 
@@ -77,7 +77,7 @@ class BoxAdjuster(nn.Module):
 
     def __call__(self, images: Images) -> Float[Array, "b 1 4"]:
         """Moves the boxes of the pictures as a whole, for `init`."""
-        boxes = classifier.frames(images)[:, None]
+        boxes = box_ops.frames(images.sizes)[:, None]
         return self.deltas(self.maps(images, train=False), boxes, images)
 
     def maps(self, images: Images, *, train: bool) -> tuple[Array, ...]:
@@ -137,6 +137,13 @@ def loss(
       (sum, count) of `box`, the count that of candidates, and `Aux`, whose metrics are the mean
       IoU of candidates before (`iou_before`) and after one step (`iou_after`).
     """
+    run = functools.partial(_loss, batch=batch, train=train, options=options)
+    return steps.bound_loss(run, model, variables, train=train)
+
+
+def _loss(
+    model: BoxAdjuster, *, batch: Batch, train: bool, options: LossOptions
+) -> tuple[dict[str, Term], dict[str, Term]]:
     if batch.keys is None:
         raise ValueError("`batch.keys` is None: candidates are drawn, so each image needs a key.")
     images, truth = batch.images, batch.instances
@@ -156,8 +163,7 @@ def loss(
     # What lies outside of the picture has no way back.
     counts &= box_ops.area(candidates) > 0
 
-    pyramid, stats = classifier.apply_maps(model, variables, images, train=train)
-    deltas: Any = model.apply(variables, pyramid, candidates, images, method="deltas")
+    deltas = model.deltas(model.maps(images, train=train), candidates, images)
     wanted = coders.encode_boxes(targets, candidates, weights=BOX_WEIGHTS)
     moved = coders.decode_boxes(deltas, candidates, weights=BOX_WEIGHTS)
     terms = {
@@ -169,7 +175,7 @@ def loss(
         "iou_before": classification.weighted_sum(iou_ops.iou(candidates, targets), counts),
         "iou_after": classification.weighted_sum(iou_ops.iou(moved, targets), counts),
     }
-    return terms, Aux(metrics, stats)
+    return terms, metrics
 
 
 def adjust(
@@ -191,7 +197,7 @@ def adjust(
       max_steps: As in `settle`.
       tolerance: As in `settle`.
     """
-    pyramid, _ = classifier.apply_maps(model, variables, images, train=False)
+    pyramid: Any = model.apply(variables, images, train=False, method="maps")
 
     def step(boxes: Array) -> Array:
         deltas: Any = model.apply(variables, pyramid, boxes, images, method="deltas")

@@ -154,7 +154,7 @@ def detect(
       probabilities.
     """
     logits, _ = run(model, variables, images, keys=None, train=False)
-    boxes = frames(images)[:, None, None]
+    boxes = box_ops.frames(images.sizes)[:, None, None]
     boxes = jnp.broadcast_to(boxes, (*logits[:, None].shape, 4))
     return guesses(jax.nn.softmax(logits[:, None]), boxes, options=options)
 
@@ -186,12 +186,6 @@ def guesses(
     return jax.vmap(one)(scores, boxes)
 
 
-def frames(images: Images) -> Float[Array, "b 4"]:
-    """Returns the box of each picture as a whole."""
-    height, width = images.sizes.astype(jnp.float32).T
-    return jnp.stack([jnp.zeros_like(width), jnp.zeros_like(height), width, height], axis=1)
-
-
 def run(
     model: Any,
     variables: Any,
@@ -214,7 +208,9 @@ def run(
     Returns:
       What the head returns, and the statistics after this batch.
     """
-    maps, stats = apply_maps(model, variables, images, train=train)
+    mutable = ["batch_stats"] if train else []
+    maps, updates = model.apply(variables, images, train=train, method="maps", mutable=mutable)
+    stats = updates.get("batch_stats", variables.get("batch_stats", {}))
     if not train or keys is None:
         return model.apply(variables, maps, train=False, method="head"), stats
 
@@ -224,20 +220,6 @@ def run(
         return jax.tree.map(lambda x: x[0], found)
 
     return jax.vmap(one)(maps, keys), stats
-
-
-def apply_maps(model: Any, variables: Any, images: Images, *, train: bool) -> tuple[Any, Any]:
-    """Returns the `maps` of a system, and the statistics after this batch.
-
-    Args:
-      model: The architecture.
-      variables: Its parameters and statistics.
-      images: Pictures on a canvas.
-      train: Whether norms use (and move) the statistics of the batch.
-    """
-    mutable = ["batch_stats"] if train else []
-    maps, updates = model.apply(variables, images, train=train, method="maps", mutable=mutable)
-    return maps, updates.get("batch_stats", variables.get("batch_stats", {}))
 
 
 def is_trainable(path: str, *, last_layer: tuple[str, ...], options: LossOptions) -> bool:

@@ -139,8 +139,7 @@ class DeepPose(nn.Module):
 
     def __call__(self, images: Images) -> list[Float[Array, "b n j 2"]]:
         """Runs every stage once, for `init`: the picture itself is the only box."""
-        sizes = images.sizes.astype(jnp.float32)[:, None]
-        boxes = jnp.concatenate([jnp.zeros_like(sizes), sizes[..., ::-1]], axis=-1)
+        boxes = box_ops.frames(images.sizes)[:, None]
         pixels = self.pixels(images)
         return [self.regress(i, pixels, boxes, train=False) for i in range(len(self.stages))]
 

@@ -232,7 +232,7 @@ def loss(
     def one(outputs: BoxOutputs, truth: Instances, frame: Array) -> tuple[Any, Any]:
         return _image_loss(outputs, truth, frame, options=options)
 
-    terms, metrics = jax.vmap(one)(outputs, truth, classifier.frames(batch.images))
+    terms, metrics = jax.vmap(one)(outputs, truth, box_ops.frames(batch.images.sizes))
     trained = {"class": options.train_classifier, "box": options.train_boxes}
     terms, metrics = jax.tree.map(jnp.sum, (terms, metrics))
     return {name: terms[name] for name, used in trained.items() if used}, Aux(metrics, stats)
@@ -305,7 +305,7 @@ def detect(
     """
     outputs, _ = classifier.run(model, variables, images, keys=None, train=False)
     deltas = jnp.broadcast_to(outputs.deltas, (*outputs.logits.shape, 4))
-    boxes = jax.vmap(_decode)(deltas, classifier.frames(images))
+    boxes = jax.vmap(_decode)(deltas, box_ops.frames(images.sizes))
     inside = jax.vmap(box_ops.clip)(boxes, images.sizes)
     return classifier.guesses(jax.nn.softmax(outputs.logits), inside, options=options)
 

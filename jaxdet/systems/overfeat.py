@@ -112,8 +112,7 @@ class OverFeat(nn.Module):
 
     def __call__(self, images: Images) -> tuple[Float[Array, "b k"], Float[Array, "b j 4"]]:
         """Looks at the picture as one window, for `init`."""
-        sizes = images.sizes.astype(jnp.float32)[:, None]
-        boxes = jnp.concatenate([jnp.zeros_like(sizes), sizes[..., ::-1]], axis=-1)
+        boxes = box_ops.frames(images.sizes)[:, None]
         logits, codes = self.crops(self.pixels(images), boxes, train=False)
         return logits[:, 0], codes[:, 0]
 

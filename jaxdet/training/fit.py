@@ -151,9 +151,10 @@ def fit(
     evaluate: Callable[[dict[str, PyTree], int], Mapping[str, float]],
     best_metric: str,
     options: Options,
-    out: pathlib.Path,
     log: MetricsLog,
+    config: Any,
     metadata: Mapping[str, Any],
+    before: int | None = None,
     free: Sequence[str] = (),
     trainable: Callable[[str], bool] | None = None,
 ) -> bool:
@@ -169,10 +170,12 @@ def fit(
       best_metric: Which of them picks the best checkpoint, the higher the better, unless the
         options say otherwise.
       options: Of the run.
-      out: The run's folder: config.json and checkpoints/ are written here.
-      log: Of this folder.
-      metadata: Of the checkpoints; "config" in it is the run's configuration. A run that was begun
-        with another, or with other "classes", is refused.
+      log: Of the run's folder, where config.json and checkpoints/ are written, too.
+      config: The run's configuration, a dataclass. A run that was begun with another, or with other
+        "classes" in its metadata, is refused.
+      metadata: Of the checkpoints, beside the configuration.
+      before: Updates of the stages that this one is built on, noted in the configuration; None for
+        a run without stages.
       free: Names of entries of the configuration that may change, beside `FREE`.
       trainable: Says by a parameter's path whether it is updated; None for all.
 
@@ -185,6 +188,8 @@ def fit(
       Interrupted, TrainingDiverged: As `loop.run`.
       SystemExit: After a replay.
     """
+    out, noted = log.directory, {} if before is None else {"before": before}
+    metadata = {**metadata, "config": recipes.as_json(config) | noted}
     patterns = [*options.freeze, *(pattern for pattern, _ in options.rates)]
     if options.layer_decay != 1:
         patterns += options.layers

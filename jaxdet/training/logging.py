@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,20 +125,20 @@ def seconds(*directories: str | pathlib.Path) -> float:
 
 
 def write_results(
-    path: str | pathlib.Path, metrics: Mapping[str, Any], *, seconds: float, seed: int
+    path: str | pathlib.Path, metrics: Mapping[str, Any], *, begun: float, seed: int
 ) -> None:
     """Writes what came out of a run, and what it takes to run it again.
 
     Args:
       path: Of the file, such as `runs/x/results.json`.
       metrics: Final numbers by name.
-      seconds: How long the run took.
+      begun: When the run began, by `time.perf_counter`; earlier if it was begun before.
       seed: Of the run.
     """
     names = ("jaxdet", "jax", "jaxlib", "flax", "optax", "numpy")
     results = {
         "metrics": _plain(metrics),
-        "seconds": seconds,
+        "seconds": time.perf_counter() - begun,
         "seed": seed,
         "command": sys.argv,
         "versions": {name: _version(name) for name in names}

@@ -87,9 +87,13 @@ def side_by_side(
 def contact_sheet(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]], columns: int, *, margin: int = 12
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns one picture of many, in rows of `columns`, `margin` px apart, on white."""
-    if not images or columns < 1:
-        raise ValueError(f"Expected images and columns >= 1, got {len(images)} and {columns}")
+    """Returns one picture of many, in rows of `columns`, `margin` px apart, on white.
+
+    Of none, the white alone.
+    """
+    if columns < 1:
+        raise ValueError(f"Expected columns >= 1, got {columns}")
+    images = images or [np.full((1, 1, 3), PAPER, np.uint8)]
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     height = max(image.shape[0] for image in images)

@@ -37,6 +37,13 @@ SYSTEMS = {
 }
 
 
+# What other checkpoints are of: the scripts that write them, and alone read them.
+NO_DETECTORS = {
+    "deep_pose": "finds joints in boxes that are given (experiments/deep_pose.py)",
+    "box_adjuster": "moves boxes that are given (experiments/box_adjustment.py)",
+}
+
+
 class Description(NamedTuple):
     """A detector without its numbers."""
 
@@ -73,7 +80,10 @@ def from_metadata(metadata: Mapping[str, Any]) -> Description:
     Raises:
       ValueError: Where it is of a system that is not known.
     """
-    system = SYSTEMS.get(metadata.get("system", ""))
+    name = metadata.get("system", "")
+    system = SYSTEMS.get(name)
+    if name in NO_DETECTORS:
+        raise ValueError(f"the checkpoint is no detector: it {NO_DETECTORS[name]}.")
     if system is None:
         raise ValueError(
             f"the checkpoint is of system {metadata.get('system')!r}; known here are "

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -46,6 +47,31 @@ def test_pictures_with_a_count_of_objects():
     assert [a.image_id for a in object_pictures.with_count(SOURCE, 2).annotations] == [10, 60]
     with pytest.raises(ValueError, match="Got 3"):
         object_pictures.with_count(SOURCE, 3)
+
+
+def with_keypoints(annotation, *visible):
+    """Two joints an object, of these visibilities."""
+    points = np.array([[[1, 2, a], [3, 4, b]] for a, b in visible], np.float32).reshape(-1, 2, 3)
+    return annotation._replace(keypoints=points)
+
+
+def test_pictures_with_a_labelled_joint():
+    a = SOURCE.annotations
+    annotations = (
+        a[2],  # Without keypoints.
+        with_keypoints(a[0], (0, 0), (0, 1)),  # One of the second object.
+        with_keypoints(a[1], (0, 0)),
+        with_keypoints(a[2]),  # Without objects.
+        with_keypoints(a[3], (0, 0), (2, 2)),  # Of a crowd.
+        with_keypoints(a[4], (2, 2)),  # Of a difficult object.
+        with_keypoints(a[5], (2, 0), (0, 0)),
+    )
+    source = dataclasses.replace(SOURCE, annotations=annotations)
+    found, kept = object_pictures.with_joints(source)
+    assert kept == [1, 6] and found.name == source.name
+    assert [x.image_id for x in found.annotations] == [10, 60]
+    with pytest.raises(ValueError, match="test: holds no picture with a labelled keypoint"):
+        object_pictures.with_joints(SOURCE)
 
 
 def test_crops_are_the_pixels_of_the_objects():

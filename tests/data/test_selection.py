@@ -33,6 +33,15 @@ def test_opens_generated_scenes(tmp_path):
     assert len(selection.open_split(chosen, "val", classes=train.classes)) == 16
 
 
+def test_opens_all_that_a_run_reads(folders, tmp_path):
+    chosen = Selection(data=str(folders[0]), sampling="class_balanced")
+    train, rates, val = selection.open_parts(chosen)
+    want, want_rates = selection.open_training(chosen)
+    assert train.annotations[0].name == want.annotations[0].name and len(train) == 3
+    np.testing.assert_array_equal(rates, want_rates)
+    assert val.name != train.name and val.classes == train.classes
+
+
 def test_every_picture_once_by_itself_rare_ones_more_often(folders):
     one, _ = folders
     chosen = Selection(data=str(one))

@@ -31,6 +31,12 @@ def test_clip_by_hand(compiled, size):
     np.testing.assert_array_equal(got, [[0, 0, 20, 10], [3, 4, 5, 6], [20, 10, 20, 10]])
 
 
+def test_frames_by_hand(compiled):
+    got = compiled(box_ops.frames)(jnp.array([[[8, 9]], [[3, 0]]], jnp.int32))
+    np.testing.assert_array_equal(got, [[[0, 0, 9, 8]], [[0, 0, 0, 3]]])
+    assert got.dtype == jnp.float32
+
+
 def test_centers_and_sizes_by_hand(compiled):
     centers, sizes = compiled(box_ops.centers_and_sizes)(jnp.array([2.0, 10, 6, 11]))
     np.testing.assert_array_equal(centers, [4, 10.5])

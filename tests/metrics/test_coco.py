@@ -164,6 +164,25 @@ def test_rows_by_hand():
     json.dumps(rows)
 
 
+def test_rows_of_poses_by_hand():
+    joints = np.array([[[[1, 2], [3.004, 4.006]], [[5, 6], [7, 8]]]] * 3, np.float32)
+    got = coco.results_from_poses(
+        joints,
+        np.array([[1, 2]] * 3, np.int32),
+        np.array([[True, True], [True, True], [False, True]]),
+        image_ids=[7, None, 9],
+        scales=np.array([[2, 3], [1, 1], [1, 1]], np.float32),
+        category_ids=(3, 4),
+    )
+    common = {"score": 1.0}
+    assert got == [
+        {"image_id": 7, "category_id": 3, "keypoints": [2, 6, 1, 6.01, 12.02, 1]} | common,
+        {"image_id": 7, "category_id": 4, "keypoints": [10, 18, 1, 14, 24, 1]} | common,
+        {"image_id": 9, "category_id": 4, "keypoints": [5, 6, 1, 7, 8, 1]} | common,
+    ]
+    json.dumps(got)
+
+
 def test_padded_pictures_have_no_rows():
     one = ([[0, 0, 5, 5]], [0.5], [1], [True])
     found = detections(*([part] * 3 for part in one))

@@ -1,8 +1,11 @@
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdet.metrics import pose
+from jaxdet.structures import Instances
 
 # Two objects of four joints: the box of the first is 30 x 40, so its diagonal is 50; the second's
 # 6 x 8, 10. A joint of the second is not labelled.
@@ -58,6 +61,36 @@ def test_pcp_by_hand(compiled):
     assert pose.mean((found, counted)) == pytest.approx(2 / 3)
     strict, _ = pose.pcp(JOINTS, TRUTH, limbs=limbs, threshold=5.2 / 30)
     np.testing.assert_array_equal(strict, [1, 2, 0])
+
+
+def test_sums_of_a_cascade_by_hand(compiled):
+    """Stage 1 knows nothing, stage 2 is `JOINTS`; a crowd and a difficult object do not count."""
+    truth = Instances(
+        boxes=jnp.concatenate([BOXES, BOXES])[None],
+        labels=jnp.ones((1, 4), jnp.int32),
+        valid=jnp.ones((1, 4), bool),
+        crowd=jnp.array([[False, False, True, False]]),
+        difficult=jnp.array([[False, False, False, True]]),
+        keypoints=jnp.concatenate([TRUTH, TRUTH])[None],
+    )
+    last = jnp.concatenate([JOINTS, 0 * JOINTS])
+    joints = jnp.stack([0 * last - 900, last], axis=1)[None]
+    limbs = ((0, 1), (1, 2), (2, 3))
+    run = functools.partial(pose.sums, torso=(0, 1), limbs=limbs)
+    got = compiled(run)(joints, truth)
+    want = {
+        "PCK": pose.pck(JOINTS, TRUTH, BOXES, threshold=0.1),
+        "PDJ": pose.pdj(JOINTS, TRUTH, torso=(0, 1), threshold=0.2),
+        "PCP": pose.pcp(JOINTS, TRUTH, limbs=limbs),
+        "PCK1": ([0, 0, 0, 0], [2, 2, 2, 1]),
+        "PCK2": ([2, 0, 2, 0], [2, 2, 2, 1]),
+    }
+    assert got.keys() == want.keys()
+    for name, counts in want.items():
+        for a, b in zip(got[name], counts, strict=True):
+            np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(pose.labelled(truth)[0, :2], TRUTH)
+    assert not pose.labelled(truth)[0, 2:, :, 2].any()
 
 
 def test_mean_is_over_joints_that_were_counted():

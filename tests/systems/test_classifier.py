@@ -8,7 +8,6 @@ import localizer_cases
 import numpy as np
 import pytest
 
-from jaxdet.structures import Images
 from jaxdet.systems import classifier
 from jaxdet.systems.classifier import DetectOptions, LossOptions
 
@@ -109,11 +108,6 @@ def test_dropout_belongs_to_the_image():
     assert np.all(np.any(np.array(other != whole), axis=1))
     same = jax.tree.map(lambda x: x[jnp.zeros(4, int)], BATCH.images)
     assert len(np.unique(np.array(logits(same, BATCH.keys))[:, 0])) == 4
-
-
-def test_frames_are_the_pictures():
-    images = Images(jnp.zeros((2, 8, 9, 3)), jnp.array([[8, 9], [3, 0]], jnp.int32))
-    np.testing.assert_array_equal(classifier.frames(images), [[0, 0, 9, 8], [0, 0, 0, 3]])
 
 
 def test_the_head_alone_can_be_trained():

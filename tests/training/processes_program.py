@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import toy_regression as toy
 
-from jaxdet import predictor
+from jaxdet import pose_predictor, predictor
 from jaxdet.data.records import Annotation, Source
+from jaxdet.pose_predictor import PosePredictor
 from jaxdet.structures import Detections
+from jaxdet.systems.deep_pose import Poses
 from jaxdet.training import checkpoints, fit, journal, logging, loop, parallel, processes
 from jaxdet.training import state as states
 
@@ -117,6 +119,37 @@ def find():
     )
 
 
+def pose(box_scale, inputs):
+    """Joints at the corners of boxes, the far one off by more or less."""
+    _, boxes, valid = inputs
+    corners = boxes.reshape(*boxes.shape[:2], 1, 2, 2)
+    off = jnp.array([1.0, 1.3]).reshape(1, 1, 1, 2, 1) * box_scale
+    return Poses(corners * off, valid)
+
+
+def find_poses():
+    """Of seven pictures with one object each: rows, shares and errors."""
+    plain, none = pictures(), np.zeros(1, bool)
+    notes = []
+    for i, a in enumerate(plain.annotations):
+        box = np.array([[1, 1, 5 + i, 9]], np.float32)
+        joints = np.array([[[1, 1, 2], [5 + i, 9 + i % 3, 1]]], np.float32)
+        label = np.array([1 + i % 2], np.int32)
+        notes.append(
+            Annotation(a.image_id, a.name, a.size, box, label, none, none)._replace(
+                keypoints=joints
+            )
+        )
+    source = dataclasses.replace(plain, annotations=tuple(notes), keypoint_names=("a", "b"))
+    finder = PosePredictor(parallel.parallel_map(pose), (0, 1), ((20, 30), (30, 20)))
+    arguments = finder, parallel.replicate(np.float32(1)), source
+    return {
+        "rows": pose_predictor.find(*arguments, batch_size=4),
+        "shares": pose_predictor.measure(*arguments, batch_size=4, limbs=((0, 1),)),
+        "errors": pose_predictor.measure_errors(*arguments, batch_size=4),
+    }
+
+
 def talk():
     """What the processes say to each other."""
     long = "x" * 100
@@ -162,9 +195,9 @@ def replay(out):
                 evaluate=lambda variables, step: {"score": 0.0},
                 best_metric="score",
                 options=dataclasses.replace(options, replay=again),
-                out=where,
                 log=logging.MetricsLog(where),
-                metadata={"classes": ["cat"], "config": {}},
+                config=processes.Processes(),
+                metadata={"classes": ["cat"]},
             )
     return said.getvalue().splitlines()
 
@@ -182,6 +215,7 @@ def main(part, out, port):
         print("said by", INDEX)
         state, stopped = train(folder)
         told = {"stopped": stopped, "folder": str(folder), "talk": talk(), "found": find()}
+        told["poses"] = find_poses()
         told["replayed"] = replay(folder / "diverging")
         np.savez(out / f"pmap_{COUNT}_{INDEX}.npz", *jax.tree.leaves(state))
         np.savez(out / f"shard_{COUNT}_{INDEX}.npz", *jax.tree.leaves(drive_with_shard_map()))

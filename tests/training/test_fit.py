@@ -21,16 +21,23 @@ def evaluate(variables, step):
     return {"size": float(np.abs(variables["params"]["Dense_1"]["kernel"]).sum()), "at": step}
 
 
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    steps: int = 0
+    color: int = 0
+    sides: tuple[int, ...] = (1, 2)
+
+
 def run(out, options=OPTIONS, *, classes=("a",), config=None, **changes):
-    metadata = {"classes": list(classes), "config": config or {"seed": options.seed, "steps": 0}}
     arguments = {"best_metric": "size", "evaluate": evaluate, "loss_fn": LOSS}
     arguments |= {"batches": toy.batches} | changes
     fit.fit(
         toy.first_variables(),
         options=options,
-        out=out,
         log=logging.MetricsLog(out),
-        metadata=metadata,
+        config=config or Config(options.seed),
+        metadata={"classes": list(classes)},
         **arguments,
     )
     return checkpoints.load_variables(out / "checkpoints" / "last")
@@ -59,6 +66,7 @@ def test_is_the_loop_over_the_step(tmp_path, changes):
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, variables["params"], jax.device_get(state.ema_variables(now)["params"]))
     assert metadata["step"] == 4 and metadata["classes"] == ["a"]
+    assert metadata["config"] == {"seed": 0, "steps": 0, "color": 0, "sides": [1, 2]}
     assert json.loads((tmp_path / "config.json").read_text()) == metadata["config"]
     seen = [row["eval/at"] for row in logging.read_rows(tmp_path) if "eval/at" in row]
     assert seen == [2, 4]
@@ -88,9 +96,9 @@ def fit_with(out, batches):
         evaluate=evaluate,
         best_metric="size",
         options=OPTIONS,
-        out=out,
         log=logging.MetricsLog(out),
-        metadata={"classes": ["a"], "config": {"seed": 0, "steps": 0}},
+        config=Config(),
+        metadata={"classes": ["a"]},
     )
 
 
@@ -101,8 +109,17 @@ def test_refuses_another_run(tmp_path):
     with pytest.raises(recipes.ConfigError, match="classes"):
         run(tmp_path, classes=("b",))
     with pytest.raises(recipes.ConfigError, match="color"):
-        run(tmp_path, config={"seed": 0, "steps": 0, "color": 1})
-    run(tmp_path, config={"seed": 0, "steps": 7, "color": 1}, free=("color",))
+        run(tmp_path, config=Config(color=1))
+    with pytest.raises(recipes.ConfigError, match="before: None -> 4"):
+        run(tmp_path, before=4)
+    run(tmp_path, config=Config(steps=7, color=1), free=("color",))
+
+
+def test_a_stage_notes_what_it_is_built_on(tmp_path):
+    _, metadata = run(tmp_path, before=0)
+    assert metadata["config"]["before"] == 0
+    with pytest.raises(recipes.ConfigError, match="before: 0 -> 4"):
+        run(tmp_path, before=4)
 
 
 def test_freezes_what_is_not_trainable(tmp_path):

@@ -126,6 +126,15 @@ def test_every_picture_is_found_once_in_the_order_of_one_process(ran):
     assert told(ran, 2, 0)["found"] == told(ran, 2, 1)["found"] == found
 
 
+def test_poses_are_those_of_one_process(ran):
+    first, second, alone = (told(ran, *process)["poses"] for process in ((2, 0), (2, 1), (1, 0)))
+    assert first == second
+    assert first["rows"] == alone["rows"] and len(alone["rows"]) == 7
+    assert first["shares"] == alone["shares"] and 0 < alone["shares"]["PCK"] < 1
+    for a, b in zip(first["errors"], alone["errors"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_what_they_say_to_each_other(ran):
     talks = [told(ran, 2, index)["talk"] for index in (0, 1)]
     long = "x" * 100
@@ -190,22 +199,34 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.slow
-def test_faster_rcnn_on_two_processes_is_that_on_one(tmp_path):
-    """python -m pytest -m slow -k two_processes_is"""
-    script = HERE.parents[1] / "experiments/faster_rcnn.py"
+@pytest.mark.parametrize(
+    ("script", "stages", "measure"),
+    [
+        ("faster_rcnn", ["."], "AP"),
+        ("box_adjustment", ["."], "iou_3"),
+        ("deep_pose", ["stage1", "stage2"], "PCK"),
+    ],
+)
+def test_scripts_on_two_processes_are_those_on_one(tmp_path, script, stages, measure):
+    """python -m pytest -m slow -k two_processes_are"""
+    path = HERE.parents[1] / f"experiments/{script}.py"
 
     def command(out, count, index, port):
         flags = ["--coordinator", f"localhost:{port}", "--num-processes", "2"]
         several = [*flags, "--process-id", str(index)] if count > 1 else []
         common = ["smoke", "--data-dir", tmp_path / "data", "--out", out, *several]
-        return ["-c", SCRIPT, str(4 // count), script, *common]
+        return ["-c", SCRIPT, str(4 // count), path, *common]
 
     for count in (1, 2):
         ends = finish(start(command, tmp_path / f"{count}", count=count))
         assert [code for _, _, code in ends] == [0] * count, ends
-    two, one = (checkpoints.load_variables(tmp_path / n / "checkpoints/last")[0] for n in "21")
-    for a, b in zip(*map(jax.tree.leaves, (two, one)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert json.loads((tmp_path / "2/results.json").read_text())["metrics"]["AP"] >= 0
-    rows = [logging.read_rows(tmp_path / n) for n in "21"]
-    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
+    for stage in stages:
+        two, one = (
+            checkpoints.load_variables(tmp_path / n / stage / "checkpoints/last")[0] for n in "21"
+        )
+        for a, b in zip(*map(jax.tree.leaves, (two, one)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        rows = [logging.read_rows(tmp_path / n / stage) for n in "21"]
+        assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
+    two, one = (json.loads((tmp_path / n / "results.json").read_text())["metrics"] for n in "21")
+    assert two.keys() == one.keys() and two[measure] == pytest.approx(one[measure], abs=1e-3)

@@ -120,8 +120,10 @@ def test_contact_sheet_by_hand():
 
 def test_contact_sheet_of_different_sizes_and_of_none():
     assert draw.contact_sheet([plain(4, 6), plain(9, 2)], 5, margin=0).shape == (9, 12, 3)
-    with pytest.raises(ValueError, match="got 0 and 3"):
-        draw.contact_sheet([], 3)
+    blank = draw.contact_sheet([], 3)
+    assert min(blank.shape[:2]) > 1 and (blank == draw.PAPER[0]).all()
+    with pytest.raises(ValueError, match="got 0"):
+        draw.contact_sheet([plain(4, 6)], 0)
 
 
 def test_titles_stand_above_the_picture(rng):

@@ -45,3 +45,9 @@ def test_checkpoints_from_before_fields_were_added():
 def test_other_systems_are_refused():
     with pytest.raises(ValueError, match="'yolo'"):
         description.from_metadata({"system": "yolo"})
+
+
+def test_checkpoints_without_detectors_say_what_they_are():
+    for name, script in (("deep_pose", "deep_pose.py"), ("box_adjuster", "box_adjustment.py")):
+        with pytest.raises(ValueError, match=f"no detector.*boxes that are given.*{script}"):
+            description.from_metadata({"system": name, "classes": ["a"]})
