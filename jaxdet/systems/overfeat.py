@@ -14,11 +14,13 @@ Source:
   Sermanet et al. 2014 (arXiv:1312.6229v4).
 
 Departures:
-  A window is of an object's class if half of the object is in view, as in the paper, and the object
-  is of the window's size, so that each scale answers for its own. Half of the windows are anywhere,
-  which takes the place of the paper's collected negatives. The sum of class scores that a merged
-  box ends up with, s, is given as s / (1/2 + s): 0 to 1, and 1/2, from where on detections are
-  drawn, where one window was half sure.
+  Windows are labelled by their IoU with objects, so that each scale answers for objects of its
+  size, and an object more than three times as long as wide for none: windows around it are taken
+  for background. The paper asks for half of the object in view; a classifier trained so on the
+  `full` scenes found less (AP50 0.07, not 0.30; one run). Half of the windows are anywhere, which
+  takes the place of the paper's collected negatives. The sum of class scores that a merged box
+  ends up with, s, is given as s / (1/2 + s): 0 to 1, and 1/2, from where on detections are drawn,
+  where one window was half sure.
 """
 
 import dataclasses
@@ -32,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdet.features import dense, norm, overfeat
 from jaxdet.features.conv import flatten
-from jaxdet.geometry import box_merging, coders, iou, receptive_field
+from jaxdet.geometry import box_merging, coders, receptive_field
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
@@ -66,10 +68,9 @@ class LossOptions(NamedTuple):
     train_classifier: bool = True  # Features and classifier; off, they stay as they are.
     train_boxes: bool = True  # The box regressor, which never changes the features.
     sample_size: int = 8  # Windows of an image, half of them around objects.
-    positive_view: float = 0.5  # A window that sees this share of an object is of its class;
-    negative_view: float = 0.25  # one that sees less than this of all, of background.
+    positive_iou: float = 0.3  # From here on a window is of the object's class.
+    negative_iou: float = 0.2  # Below it, of background; between, it is left out.
     object_sides: tuple[float, float] = (0.5, 1.0)  # Of an object's longer side to its window's.
-    margin: float = 1.5  # Windows of objects that miss those by less than this are left out.
     window_sides: tuple[float, float] = (28.0, 120.0)  # Of windows that are anywhere, pixels.
 
 
@@ -246,19 +247,12 @@ def _loss(
 def _label(
     windows: Float[Array, "m 4"], truth: Instances, *, options: LossOptions
 ) -> matching.Matches:
-    in_view = iou.pairwise_intersection_over_first(truth.boxes, windows)
-    longer = jnp.max(box_ops.centers_and_sizes(truth.boxes)[1], axis=1)
-    side = box_ops.centers_and_sizes(windows)[1][:, 0]
-    share = longer[:, None] / jnp.maximum(side, 1e-6)[None]
-    (low, high), margin = options.object_sides, options.margin
-    fits = (low <= share) & (share <= high)
-    nearly = (low <= share * margin) & (share <= high * margin)
-    unsure = jnp.where(nearly, jnp.minimum(in_view, options.negative_view), 0)
-    matches = matching.match(
-        jnp.where(fits, in_view, unsure),
+    matches = matching.match_boxes(
+        truth.boxes,
         truth.objects,
-        positive_iou=options.positive_view,
-        negative_iou=options.negative_view,
+        windows,
+        positive_iou=options.positive_iou,
+        negative_iou=options.negative_iou,
         keep_best=False,
     )
     return matching.ignore_regions(matches, windows, truth.boxes, truth.regions)

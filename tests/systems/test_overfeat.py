@@ -62,34 +62,6 @@ def test_windows_of_other_scales_are_in_pixels_of_the_canvas():
     np.testing.assert_allclose(seen.windows[0, 0], [0, 0, 128, 128])
 
 
-def test_labels_of_windows_by_hand():
-    """Windows of 40 px; objects of 30 x 10 and 60 x 60 px, the second 1.5 times too large."""
-    truth = cases.make_batch().instances
-    truth = jax.tree.map(lambda x: x[0, :3], truth)._replace(
-        boxes=jnp.array([[10.0, 20, 40, 30], [100, 100, 160, 160], [10, 10, 90, 90]]),
-        labels=jnp.array([1, 2, 3]),
-        valid=jnp.array([True, True, False]),
-        crowd=jnp.zeros(3, bool),
-        difficult=jnp.zeros(3, bool),
-    )
-    corners = [(5, 5), (25, 5), (30, 5), (36, 5), (110, 110), (150, 150), (200, 200)]
-    windows = jnp.array([[x, y, x + 40.0, y + 40] for x, y in corners])
-    options = LossOptions(object_sides=(0.5, 1.0), margin=1.5)
-    found = overfeat._label(windows, truth, options=options)
-    # Seen are 1, 1/2, 1/3 and 2/15 of the first object, 4/9 and 1/36 of the second, nothing.
-    np.testing.assert_array_equal(found.positive, [1, 1, 0, 0, 0, 0, 0])
-    np.testing.assert_array_equal(found.negative, [0, 0, 0, 1, 0, 1, 1])
-    np.testing.assert_array_equal(found.index[:2], 0)
-    # With the size of the second object allowed, it is the window's; more than half is not in view.
-    larger = options._replace(object_sides=(0.5, 1.5), positive_view=0.4)
-    found = overfeat._label(windows, truth, options=larger)
-    np.testing.assert_array_equal(found.positive, [1, 1, 0, 0, 1, 0, 0])
-    assert found.index[4] == 1
-    smaller = options._replace(object_sides=(0.1, 0.4))
-    found = overfeat._label(windows, truth, options=smaller)
-    np.testing.assert_array_equal(found.negative, 1)
-
-
 def test_what_is_trained():
     def slope(options):
         def total(params):
