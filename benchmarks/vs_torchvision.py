@@ -32,7 +32,7 @@ import torchvision
 from jax.experimental.compilation_cache import compilation_cache
 from operator_rows import Row
 
-from jaxdet.training import recipes
+from jaxdet.training import parallel, recipes
 
 PAUSE = 0.03  # Seconds.
 
@@ -84,6 +84,7 @@ def difference(ours: Any, theirs: Any) -> float:
 def compile_twice(row: Row, arguments: tuple[Any, ...]) -> tuple[Any, float, float]:
     """The compiled function; seconds to compile it anew, and to find it in a compilation cache."""
     seconds, compiled = [], None
+    used_up, options = ((0,), parallel.compiler_options(jax.devices())) if row.carries else ((), {})
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -91,8 +92,8 @@ def compile_twice(row: Row, arguments: tuple[Any, ...]) -> tuple[Any, float, flo
         for _ in range(2):
             jax.clear_caches()
             begun = time.perf_counter()
-            used_up = (0,) if row.carries else ()
-            compiled = jax.jit(row.ours, donate_argnums=used_up).lower(*arguments).compile()
+            lowered = jax.jit(row.ours, donate_argnums=used_up).lower(*arguments)
+            compiled = lowered.compile(options)
             seconds.append(time.perf_counter() - begun)
         jax.config.update("jax_compilation_cache_dir", None)
         compilation_cache.reset_cache()

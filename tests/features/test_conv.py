@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxdet.features import conv
 from jaxdet.features.conv import Conv, ConvNorm, adaptive_avg_pool, flatten, max_pool
 from jaxdet.features.norm import BatchNorm
 
@@ -42,45 +41,6 @@ def test_conv_matches_oracle(rng, size, stride, height, width):
     want = naive_conv(np.array(x), np.array(kernel), np.array(bias), stride)
     assert got.shape == (2, -(-height // stride), -(-width // stride), 4)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("height", [5, 12, 13])
-@pytest.mark.parametrize("size, stride, padding", [(3, 1, 1), (3, 2, 1), (7, 2, 3), (3, 1, 0)])
-def test_large_convolutions_are_convolutions(rng, monkeypatch, size, stride, padding, height):
-    """Values, gradients, and what needs more: of single images, of gradients, forward."""
-    x = jnp.asarray(rng.normal(size=(2, height, 9, 32)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(size, size, 32, 3)), jnp.float32)
-    direction = jnp.asarray(rng.normal(size=kernel.shape), jnp.float32)
-
-    def gradients(kernel, x):
-        def total(kernel, x):
-            y = conv._conv(x, kernel, stride=stride, padding=padding)
-            return jnp.mean(jnp.sin(y / 10)), y
-
-        return jax.grad(total, argnums=(0, 1), has_aux=True)(kernel, x)
-
-    def all_of_it(kernel, x):
-        each = jax.vmap(lambda x: gradients(kernel, x[None])[0])(x)
-        curvature = jax.jvp(lambda kernel: gradients(kernel, x)[0], (kernel,), (direction,))
-        return gradients(kernel, x), each, curvature
-
-    want = jax.jit(all_of_it)(kernel, x)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    for values in (10**3, 1):
-        monkeypatch.setattr(conv, "STRIP_VALUES", values)
-        assert "scan" in str(jax.make_jaxpr(gradients)(kernel, x))
-        jax.tree.map(close, jax.jit(lambda *a: all_of_it(*a))(kernel, x), want)
-
-
-def test_gradients_of_large_convolutions_are_summed_in_full(rng, monkeypatch):
-    """In bfloat16 a sum over strips would stand still at 256."""
-    x = jnp.ones((1, 40, 20, 32), jnp.bfloat16)
-    kernel = jnp.zeros((3, 3, 32, 1), jnp.bfloat16)
-    monkeypatch.setattr(conv, "STRIP_VALUES", 1)
-    run = functools.partial(conv._conv, stride=1, padding=1)
-    gradient = jax.jit(jax.grad(lambda kernel: run(x, kernel).astype(jnp.float32).sum()))(kernel)
-    assert gradient.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(gradient[1, 1], 800)
 
 
 def test_one_by_one_is_the_convolution_it_stands_for(rng):
