@@ -131,6 +131,13 @@ def main(config: Config) -> dict[str, float]:
     # Data.
     train, rates, val = selection.open_parts(chosen)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
+    several = sum(len(annotation.labels) > 1 for annotation in train.annotations)
+    if several > len(train) / 2:
+        raise ValueError(
+            f"{train.name}: {several} of {len(train)} pictures hold several objects, and a "
+            "classifier gives a picture one class. Cut the objects out (--crops 0.1), or keep the "
+            "pictures of one object (--n-objects 1)."
+        )
     batches = feeds.training(
         train,
         selection=chosen,

@@ -17,6 +17,8 @@ import tyro
 from jaxdet.data.resize import ShortSide
 from jaxdet.training import recipes
 from jaxdet.weights import detectors, download, files
+from jaxdet.weights.description import name_of
+from jaxdet.weights.tensor_pickle import WeightsError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,13 @@ class Config:
 
 def main(config: Config) -> detectors.Detector:
     """Reads, writes; returns what was converted."""
+    suffix = config.target.suffix
+    if suffix[1:2].isalpha() and suffix not in files.SUFFIXES:
+        known = ", ".join(files.SUFFIXES)
+        raise ValueError(
+            f"{config.target}: files end in {known}. Name one of these, or a folder that does not "
+            f"end in {suffix}."
+        )
     detector = detectors.load(
         config.source,
         norm_epsilon=config.norm_epsilon,
@@ -47,10 +56,18 @@ def main(config: Config) -> detectors.Detector:
         classes=config.classes or None,
         progress=download.show_progress,
     )
-    save = detectors.save if config.target.suffix in files.SUFFIXES else detectors.save_checkpoint
+    save = detectors.save if suffix in files.SUFFIXES else detectors.save_checkpoint
     save(config.target, detector)
     print(f"{config.source} -> {config.target}: {len(detector.description.classes)} classes")
     print(detector.description.architecture)
+    if suffix in files.TORCH and name_of(detector.description.architecture) == "faster_rcnn":
+        try:
+            detectors.load(str(config.target), norm_epsilon=config.norm_epsilon)
+        except WeightsError:
+            print(
+                f"Note: torchvision builds no network of these sizes, and {suffix} files do not "
+                f"say what they are of: here only {files.SAFE} or a folder can be read again."
+            )
     return detector
 
 

@@ -87,7 +87,6 @@ def main(config: Config) -> coco.Evaluation:
         images=config.images,
         format=config.format,
         skip_bad=config.skip_bad,
-        classes=finder.classes if finder and not config.weights else None,
     )
     print(sources.describe(source), flush=True)
 

@@ -48,6 +48,10 @@ def main(config: Config) -> list[dict]:
     """Detects, draws, writes; returns the rows of the results file."""
     if (config.checkpoint is None) != bool(config.weights):
         raise ValueError("Give either --checkpoint or --weights.")
+    if not config.pictures:
+        raise ValueError("Name a picture or a folder of pictures.")
+    if not 0 <= config.score_threshold <= 1:
+        raise ValueError(f"--score-threshold must be within 0 to 1. Got {config.score_threshold}.")
     if config.checkpoint is not None:
         finder, variables = predictor.load(config.checkpoint)
     else:

@@ -167,6 +167,10 @@ def test_predicts_and_evaluates_with_weights(weights_file, data_dir, tmp_path):
     assert [c["name"] for c in described["categories"]] == list(names)
     with pytest.raises(ValueError, match="either"):
         predict.main(predict.Config((picture,)))
+    with pytest.raises(ValueError, match="Name a picture"):
+        predict.main(predict.Config((), weights=str(sized)))
+    with pytest.raises(ValueError, match=r"score-threshold must be within 0 to 1\. Got 50"):
+        predict.main(predict.Config((picture,), weights=str(sized), score_threshold=50))
 
     truth = sources.to_coco(source)
     (tmp_path / "images").mkdir()
@@ -192,6 +196,18 @@ def test_predicts_and_evaluates_with_weights(weights_file, data_dir, tmp_path):
     found = evaluate.main(config)
     # The first class is not in the data: what is found of it is left out.
     assert list(found.per_class) == list(names[1:])
+
+
+def test_conversions_that_lead_nowhere_are_said_to(run, tmp_path, capsys):
+    convert = load("convert")
+    with pytest.raises(ValueError, match=r"x\.onnx: files end in \.pth, \.pt, \.safetensors"):
+        convert.main(convert.Config(str(run[0]), tmp_path / "x.onnx"))
+    assert not (tmp_path / "x.onnx").exists()
+    for suffix, noted in ((".pth", True), (".safetensors", False)):
+        convert.main(convert.Config(str(run[0]), (tmp_path / "x").with_suffix(suffix)))
+        assert ("only .safetensors or a folder" in capsys.readouterr().out) == noted
+    with pytest.raises(ValueError, match="seems to be a Faster R-CNN of torchvision"):
+        detectors.load(tmp_path / "x.pth")
 
 
 def test_converts_there_and_back(weights_file, tmp_path):

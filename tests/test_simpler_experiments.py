@@ -47,6 +47,12 @@ def test_classifies(classified, data_dir):
     assert metrics["top1"] == pytest.approx(np.mean(hits), abs=1e-6)
 
 
+def test_classifiers_refuse_pictures_of_many_objects(data_dir, tmp_path):
+    arguments = ["smoke", "--data-dir", data_dir, "--scenes", "tiny", "--out", tmp_path / "run"]
+    with pytest.raises(ValueError, match=r"hold several objects.*--crops 0\.1.*--n-objects 1"):
+        run_script("classifier", arguments)
+
+
 def test_localizes_in_stages(data_dir, tmp_path):
     out = tmp_path / "staged"
     metrics = run_script("localizer", ["smoke", "--data-dir", data_dir, "--out", out])

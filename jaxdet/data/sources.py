@@ -125,7 +125,9 @@ def resolve(data: str, data_dir: pathlib.Path) -> pathlib.Path:
         name = data.removeprefix(tfds_source.PREFIX)
         path = pathlib.Path(name)
         return path if tfds_source.is_prepared(path) else tfds_source.find_prepared(name, data_dir)
-    return pathlib.Path(data)
+    if not (path := pathlib.Path(data)).exists():
+        raise DataError(f"{data}: there is no such file or folder.")
+    return path
 
 
 def open_folder(
@@ -166,8 +168,11 @@ def open_folder(
     if not len(source):
         report.stop()
         raise DataError(f"{source.name}: holds no images.")
-    if not divided:
+    if not divided and split in ("train", part):
         return source
+    if not divided:
+        note = f"There is no part '{split}': '{part}' is taken."
+        return dataclasses.replace(source, notes=(*source.notes, note))
     chosen = splits.divide([a.name for a in source.annotations], split)
     note = f"One part only: {len(chosen)} of its {len(source)} images are taken as '{split}'."
     return select(source, chosen, name=f"{source.name} [{split}]", note=note)

@@ -19,9 +19,10 @@ def conv(x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
     is_large = x.size >= 2 * STRIP_VALUES and x.shape[3] >= 32
     if not is_large or jax.default_backend() != "cpu":
         return _plain_conv(x, kernel, (stride, stride), (padding, padding))
-    # Where products take much longer than sums, and kernels are small beside maps.
-    is_dense = x.shape[3] >= 128 and x.size >= 16 * kernel[0, 0].size
-    if kernel.shape[:2] == (3, 3) and stride == 1 and x.dtype == jnp.float32 and is_dense:
+    # Products must take much longer than sums, and kernels be small beside maps.
+    n_cells, channels = x.size // x.shape[3], kernel.shape[2:]
+    has_to_gain = channels[0] >= 128 and n_cells >= 16 * channels[1]
+    if has_to_gain and kernel.shape[:2] == (3, 3) and stride == 1 and x.dtype == jnp.float32:
         return _large_3x3(x, kernel, padding)
     return _large_conv(x, kernel, stride, padding)
 
@@ -109,14 +110,11 @@ def _winograd(x: Array, kernel: Array, padding: int, conv: Callable[..., Array])
     x = jnp.pad(x, ((0, 0), (padding, 4 * n + 4 - x.shape[1] - padding), (0, 0), (0, 0)))
     # Slices with a stride would be transposed to six maps of full size.
     fours = jax.lax.split(x.reshape(len(x), n + 1, 4, *x.shape[2:]), (1,) * 4, axis=2)
-    fours = [rows.squeeze(2) for rows in fours]
-    inputs = [*(x[:, :-1] for x in fours), *(x[:, 1:] for x in fours[:2])]
-    products = [
-        conv(
-            _weighted(before, inputs), _weighted(weights, list(kernel))[None], padding=(0, padding)
-        )
-        for before, weights in zip(BEFORE, WEIGHTS, strict=True)
-    ]
+    fours = [each.squeeze(2) for each in fours]
+    inputs = [*(each[:, :-1] for each in fours), *(each[:, 1:] for each in fours[:2])]
+    sums = [_weighted(weights, inputs) for weights in BEFORE]
+    kernels = [_weighted(weights, list(kernel))[None] for weights in WEIGHTS]
+    products = [conv(*each, padding=(0, padding)) for each in zip(sums, kernels, strict=True)]
     y = jnp.stack([_weighted(after, products) for after in AFTER], axis=2)
     return y.reshape(y.shape[0], 4 * n, *y.shape[3:])[:, :rows]
 

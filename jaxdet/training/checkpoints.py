@@ -267,7 +267,9 @@ def _locate(path: str | pathlib.Path) -> tuple[ocp.CheckpointManager, int]:
             if step is not None:
                 return manager, step
             manager.close()
-    raise ValueError(f"No checkpoint found. Got {path}")
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such folder, so no checkpoint.")
+    raise ValueError(f"{path}: holds no checkpoint, nor a run's checkpoints/best or /last.")
 
 
 def _read(manager: ocp.CheckpointManager, step: int, names: tuple[str, ...]) -> dict[str, Any]:

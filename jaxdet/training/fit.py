@@ -267,13 +267,14 @@ def fit(
             checkpoint_every=options.checkpoint_every,
             log_every=options.log_every,
         )
-    if (done := int(end.step)) < options.steps:
-        why = "by --patience, --minutes or --steps-now; it can be gone on with."
-        print(f"{out}: ended at step {done} of {options.steps} {why}", flush=True)
     misses = saved.last_metadata().get("misses", 0)
+    no_patience = options.patience is not None and misses >= options.patience
+    if (done := int(end.step)) < options.steps:
+        by = "--patience" if no_patience else "--minutes or --steps-now; it can be gone on with"
+        print(f"{out}: ended at step {done} of {options.steps} by {by}.", flush=True)
     saved.close()
     log.close()
-    return done == options.steps or (options.patience is not None and misses >= options.patience)
+    return done == options.steps or no_patience
 
 
 def _profiled(

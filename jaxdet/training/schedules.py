@@ -92,4 +92,6 @@ def cosine_schedule(
 
 def _check_steps(steps: int, warmup_steps: int) -> None:
     if not 0 <= warmup_steps < steps:
-        raise ValueError(f"warmup_steps must be within 0 to steps. Got {warmup_steps}, {steps}")
+        raise ValueError(
+            f"warmup_steps must be at least 0 and below steps. Got {warmup_steps}, {steps}"
+        )

@@ -84,5 +84,8 @@ def url(name: str) -> str:
     key = full_name(name)
     if key is None:
         known = ", ".join(dict.fromkeys(key.partition(":")[0] for key in FILES))
-        raise ValueError(f"There are no published weights {name!r}; there are {known}.")
+        raise ValueError(
+            f"{name!r} is no run, no file of weights (.pth, .pt, .safetensors), and there are no "
+            f"published weights of this name; there are {known}."
+        )
     return SERVER + FILES[key]

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxdet.data import arrays, coco_json, pictures, sources
+from jaxdet.data import arrays, coco_json, pictures, sources, splits
 from jaxdet.data.sources import DataError
 
 OBJECTS = [(5, 6, 10, 20, 7), (0, 0, 60, 40, 3), (30.0, 10.0, 8.0, 9.0, 3)]
@@ -94,11 +94,19 @@ def test_coco_layouts(tmp_path, write_coco, write_picture, layout):
         assert names(sources.open_folder(tmp_path, split=split)) == [f"{split}.png"]
 
 
+def test_a_part_that_stands_for_another_is_told(tmp_path, write_coco, write_picture):
+    for split in ("train", "test"):
+        write_picture(tmp_path / split / f"{split}.png")
+        write_coco(tmp_path / f"annotations/instances_{split}.json", {f"{split}.png": OBJECTS})
+    notes = {split: sources.open_folder(tmp_path, split=split).notes for split in splits.SPLITS[:3]}
+    assert notes == {"train": (), "val": ("There is no part 'val': 'test' is taken.",), "test": ()}
+
+
 def test_nothing_found(tmp_path):
     with pytest.raises(DataError, match=r"no data set was found.*COCO.*VOC"):
         sources.open_folder(tmp_path, split="train")
-    with pytest.raises(DataError, match="no data set was found"):
-        sources.open_folder(tmp_path / "missing", split="train")
+    with pytest.raises(DataError, match=r"missing: there is no such file or folder"):
+        sources.open_data(str(tmp_path / "missing"), split="train", data_dir=tmp_path)
 
 
 def cut_off(path):

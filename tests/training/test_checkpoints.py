@@ -175,8 +175,13 @@ def test_an_unfinished_save_is_not_seen(saved, tmp_path):
 def test_misuse(saved, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint to restore"):
         saved.restore(at(0))
-    for path in ("run", "nowhere", "run/checkpoints/last/7"):
-        with pytest.raises(ValueError, match=f"No checkpoint found. Got .*{path}"):
+    (tmp_path / "empty").mkdir()
+    for path, fault in (
+        ("empty", "holds no checkpoint"),
+        ("nowhere", "there is no such folder"),
+        ("run/checkpoints/last/7", "there is no such folder"),
+    ):
+        with pytest.raises(ValueError, match=f"{path}: {fault}"):
             checkpoints.load_variables(tmp_path / path)
     with pytest.raises(ValueError, match=r"keep must be above 1\. Got 1"):
         checkpoints.Checkpoints(tmp_path / "x", keep=1)
