@@ -16,7 +16,7 @@ def test_urls():
     assert published.url("fasterrcnn_resnet50_fpn") == (
         "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
     )
-    with pytest.raises(ValueError, match=r"'resnet51'; there are .*resnet50, "):
+    with pytest.raises(ValueError, match=r"'resnet51' is no run.*there are .*resnet50, "):
         published.url("resnet51")
 
 
