@@ -168,11 +168,10 @@ def open_folder(
     if not len(source):
         report.stop()
         raise DataError(f"{source.name}: holds no images.")
-    if not divided and split in ("train", part):
-        return source
     if not divided:
-        note = f"There is no part '{split}': '{part}' is taken."
-        return dataclasses.replace(source, notes=(*source.notes, note))
+        stands_for = split != "train" and split != part
+        notes = (f"There is no part '{split}': '{part}' is taken.",) if stands_for else ()
+        return dataclasses.replace(source, notes=(*source.notes, *notes))
     chosen = splits.divide([a.name for a in source.annotations], split)
     note = f"One part only: {len(chosen)} of its {len(source)} images are taken as '{split}'."
     return select(source, chosen, name=f"{source.name} [{split}]", note=note)

@@ -36,7 +36,8 @@ def test_large_convolutions_are_convolutions(
     want = jax.jit(all_of_it)(kernel, x)
 
     def close(got, want):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+        scale = np.abs(want).max() if channels == 128 else 1  # Winograd's errors are of that size.
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale)
 
     for values in (10**3, 1):
         monkeypatch.setattr(fast_conv, "STRIP_VALUES", values)

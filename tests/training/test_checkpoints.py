@@ -175,9 +175,8 @@ def test_an_unfinished_save_is_not_seen(saved, tmp_path):
 def test_misuse(saved, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint to restore"):
         saved.restore(at(0))
-    (tmp_path / "empty").mkdir()
     for path, fault in (
-        ("empty", "holds no checkpoint"),
+        ("run", "holds no checkpoint"),
         ("nowhere", "there is no such folder"),
         ("run/checkpoints/last/7", "there is no such folder"),
     ):
