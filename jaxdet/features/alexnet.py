@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxdet.features.activations import relu
 from jaxdet.features.conv import Conv, adaptive_avg_pool, flatten, max_pool
 from jaxdet.features.norm import whole
 
@@ -48,7 +49,7 @@ class AlexNetFeatures(nn.Module):
         for i, layers in enumerate(stages):
             x = _pool(x) if i else x
             for layer in layers:
-                x = nn.relu(layer(x))
+                x = relu(layer(x))
             x = jax.lax.stop_gradient(x) if i < self.n_frozen else x
             maps.append(x)
         return tuple(maps)
@@ -65,7 +66,7 @@ class _Classifier(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
         for name in ("1", "4"):
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
-            x = nn.relu(nn.Dense(4096, dtype=self.dtype, name=name)(x))
+            x = relu(nn.Dense(4096, dtype=self.dtype, name=name)(x))
         logits = nn.Dense(self.num_classes, dtype=self.dtype, name="6")(x)
         return x, logits.astype(jnp.float32)
 

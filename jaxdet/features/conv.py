@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxdet.features import fast_conv
+from jaxdet.features.activations import relu
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -51,9 +52,9 @@ class Conv(nn.Module):
                 x, kernel, stride=stride, padding=padding, groups=self.groups
             )
         elif size == 1:
-            x = x[:, ::stride, ::stride]
+            x = x[:, ::stride, ::stride] if stride > 1 else x
             # Flat, or the gradient is transposed by a slow loop before the kernel's is computed.
-            rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+            rows = x.reshape(-1, x.shape[-1]) @ kernel.reshape(shape[2:])
             x = rows.reshape(*x.shape[:3], -1)
         else:
             x = fast_conv.conv(x, kernel, stride=stride, padding=padding)
@@ -93,7 +94,7 @@ class ConvNorm(nn.Module):
     """See `features.norm`."""
     stride: int = 1
     groups: int = 1
-    activation: Callable[[Array], Array] | None = nn.relu
+    activation: Callable[[Array], Array] | None = relu
     kernel_init: Callable[..., Any] = he_normal
     names: tuple[str, str] = ("0", "1")
     """Of the convolution and the norm in torchvision."""

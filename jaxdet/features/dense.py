@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdet.features.activations import relu
+
 Layer = Mapping[str, Array]
 """The "kernel" and the "bias" of a dense layer or a convolution."""
 
@@ -45,7 +47,7 @@ class DenseStack(nn.Module):
         for i, width in enumerate(self.widths):
             x = nn.Dense(width, dtype=self.dtype, name=str(i))(x)
             if i + 1 < len(self.widths):
-                x = nn.relu(x)
+                x = relu(x)
                 if train and self.dropout:
                     x = _drop(keys, x, i, 1 - self.dropout)
         return x.astype(jnp.float32)
@@ -111,7 +113,7 @@ def slide(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     for i, conv in enumerate(to_conv(layers, window)):
-        maps = nn.relu(maps) if i else maps
+        maps = relu(maps) if i else maps
         maps = convolve(maps, conv["kernel"].astype(maps.dtype))
         maps = maps + conv["bias"].reshape(1, 1, 1, -1).astype(maps.dtype)
     return maps.astype(jnp.float32)

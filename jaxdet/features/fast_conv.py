@@ -14,6 +14,7 @@ from jaxtyping import Array
 STRIP_VALUES = 1 << 18  # Of the maps that are read in one piece where that is faster on CPU.
 
 
+@functools.partial(jax.jit, static_argnames=("stride", "padding"))
 def conv(x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
     """A convolution; on CPU a large one is computed by `_winograd`, or its gradient by strips."""
     is_large = x.size >= 2 * STRIP_VALUES and x.shape[3] >= 32
@@ -120,8 +121,13 @@ def _winograd(x: Array, kernel: Array, padding: int, conv: Callable[..., Array])
 
 
 def _weighted(weights: Sequence[float | int], values: Sequence[Array]) -> Array:
-    terms = (w * x for w, x in zip(weights, values, strict=True) if w)
-    return sum(terms, jnp.zeros((), values[0].dtype))
+    # Of `lax`, which is traced much faster than what `*` and `+` stand for.
+    terms = [
+        x if w == 1 else jax.lax.mul(x, jnp.asarray(w, x.dtype))
+        for w, x in zip(weights, values, strict=True)
+        if w
+    ]
+    return functools.reduce(jax.lax.add, terms)
 
 
 def _by_phases(x: Array, kernel: Array, stride: int, padding: int) -> Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxdet.features.activations import relu
 from jaxdet.features.conv import Conv, ConvNorm, FirstOfSequence
 
 lecun_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -112,7 +113,7 @@ class LastLevelP6P7(nn.Module):
             Conv, self.features, stride=2, kernel_init=lecun_uniform, dtype=self.dtype
         )
         p6 = conv(name="p6")(p5 if self.from_pyramid else c5)
-        return p6, conv(name="p7")(nn.relu(p6))
+        return p6, conv(name="p7")(relu(p6))
 
 
 def _nearest(x: Array, size: int, *, axis: int) -> Array:

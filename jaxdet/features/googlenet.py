@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdet.features.activations import relu
 from jaxdet.features.conv import ConvNorm, adaptive_avg_pool, flatten, max_pool
 from jaxdet.features.norm import BatchNorm, valid_mask, whole
 
@@ -132,7 +133,7 @@ class _Auxiliary(nn.Module):
         x = adaptive_avg_pool(x, (4, 4))
         mask = jnp.ones((*x.shape[:3], 1), bool)
         x = flatten(self.conv(128, 1, name="conv")(x, mask, train=train))
-        x = nn.relu(nn.Dense(1024, dtype=self.dtype, name="fc1")(x))
+        x = relu(nn.Dense(1024, dtype=self.dtype, name="fc1")(x))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="fc2")(x).astype(jnp.float32)
 

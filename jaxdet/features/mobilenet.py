@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdet.features.activations import relu
 from jaxdet.features.conv import Conv, ConvNorm
 from jaxdet.features.norm import BatchNorm, valid_mask, whole
 
@@ -48,7 +49,7 @@ class SqueezeExcitation(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns the weighed maps."""
         weight = x.mean((1, 2), keepdims=True)
-        weight = nn.relu(Conv(self.squeezed, 1, dtype=self.dtype, name="fc1")(weight))
+        weight = relu(Conv(self.squeezed, 1, dtype=self.dtype, name="fc1")(weight))
         return x * nn.hard_sigmoid(Conv(x.shape[-1], 1, dtype=self.dtype, name="fc2")(weight))
 
 
@@ -223,7 +224,7 @@ class MobileNetV3(nn.Module):
         return self.head(self(x, whole(x), train=train), train=train)[1]
 
 
-_RE, _HS = nn.relu, nn.hard_swish
+_RE, _HS = relu, nn.hard_swish
 _LARGE = (
     Setting(3, 16, 16, False, _RE, 1),
     Setting(3, 64, 24, False, _RE, 2),

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdet.features import dense, norm
+from jaxdet.features.activations import relu
 from jaxdet.features.conv import Conv, flatten, max_pool
 from jaxdet.geometry.receptive_field import Layer, ReceptiveField, receptive_field
 
@@ -128,7 +129,7 @@ class OverFeatFeatures(nn.Module):
                     name=f"{i}_norm",
                 )
                 x = normalize(x, jnp.ones((*x.shape[:3], 1), bool), train=train)
-            x = nn.relu(x)
+            x = relu(x)
             if i + 1 < len(self.layers):
                 x = max_pool(x, kernel_size=layer.pool, stride=layer.pool, padding=0)
         return (x,)

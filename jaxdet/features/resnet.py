@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdet.features.activations import relu
 from jaxdet.features.conv import Conv, ConvNorm, max_pool
 from jaxdet.features.norm import BatchNorm, valid_mask, whole
 
@@ -42,10 +43,10 @@ class BasicBlock(nn.Module):
         del mask_in
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
         y = conv(self.width, 3, self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, mask, train=train))
+        y = relu(self.norm(name="bn1")(y, mask, train=train))
         y = conv(self.width, 3, name="conv2")(y)
         y = self.norm(name="bn2", scale_init=nn.initializers.zeros)(y, mask, train=train)
-        return nn.relu(y + _shortcut(self, x, y, mask, train=train))
+        return relu(y + _shortcut(self, x, y, mask, train=train))
 
 
 class Bottleneck(nn.Module):
@@ -78,12 +79,12 @@ class Bottleneck(nn.Module):
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
         inner = self.width * self.width_per_group // 64 * self.groups
         y = conv(inner, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, mask_in, train=train))
+        y = relu(self.norm(name="bn1")(y, mask_in, train=train))
         y = conv(inner, 3, self.stride, groups=self.groups, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y, mask, train=train))
+        y = relu(self.norm(name="bn2")(y, mask, train=train))
         y = conv(self.width * self.expansion, 1, name="conv3")(y)
         y = self.norm(name="bn3", scale_init=nn.initializers.zeros)(y, mask, train=train)
-        return nn.relu(y + _shortcut(self, x, y, mask, train=train))
+        return relu(y + _shortcut(self, x, y, mask, train=train))
 
 
 def _shortcut(block: Any, x: Array, y: Array, mask: Array, *, train: bool) -> Array:
@@ -161,7 +162,7 @@ class ResNet(nn.Module):
         norm = functools.partial(self.norm, dtype=self.dtype)
         x = Conv(self.width, 7, 2, use_bias=False, dtype=self.dtype, name="conv1")(x)
         mask = valid_mask(sizes, (x.shape[1], x.shape[2]), stride=2)
-        x = max_pool(nn.relu(norm(name="bn1")(x, mask, train=train and self.n_frozen < 1)))
+        x = max_pool(relu(norm(name="bn1")(x, mask, train=train and self.n_frozen < 1)))
         x = jax.lax.stop_gradient(x) if self.n_frozen > 0 else x
         mask = valid_mask(sizes, (x.shape[1], x.shape[2]), stride=4)
         maps = []

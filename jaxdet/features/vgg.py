@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxdet.features.activations import relu
 from jaxdet.features.conv import Conv, adaptive_avg_pool, flatten, max_pool
 from jaxdet.features.norm import valid_mask, whole
 
@@ -49,7 +50,7 @@ class VGGFeatures(nn.Module):
                     index += 1
                     norm = self.norm(name=str(index), dtype=self.dtype)
                     x = norm(x, mask, train=train and not frozen)
-                x = nn.relu(x)
+                x = relu(x)
                 index += 2
             x = jax.lax.stop_gradient(x) if frozen else x
             maps.append(x)
@@ -73,7 +74,7 @@ class _Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array]:
         for name in ("0", "3"):
-            x = nn.relu(nn.Dense(4096, dtype=self.dtype, name=name)(x))
+            x = relu(nn.Dense(4096, dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
         logits = nn.Dense(self.num_classes, dtype=self.dtype, name="6")(x)
         return x, logits.astype(jnp.float32)

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxdet.features.conv import Conv, FirstOfSequence
+from jaxdet.features.activations import relu
+from jaxdet.features.conv import FirstOfSequence
 from jaxdet.geometry import anchors as anchor_ops
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders, nms
@@ -69,18 +70,39 @@ class RPNHead(nn.Module):
         """Returns (logits, deltas) of each level."""
         width = pyramid[0].shape[-1]
         trunk = _Convs(width, self.n_convs, self.dtype, name="conv")
-        classify = Conv(self.n_anchors, 1, kernel_init=small_normal, name="cls_logits")
-        regress = Conv(4 * self.n_anchors, 1, kernel_init=small_normal, name="bbox_pred")
+        # As one layer: their gradients of the trunk's maps would be kept beside each other.
+        layers = [
+            _Layer(n, name=name)(width)
+            for name, n in (("cls_logits", self.n_anchors), ("bbox_pred", 4 * self.n_anchors))
+        ]
+        kernel, bias = (
+            jnp.concatenate(parts, axis=-1).astype(self.dtype)
+            for parts in zip(*layers, strict=True)
+        )
         levels = []
         for x in pyramid:
             x = trunk(x)
-            batch = x.shape[0]
-            levels.append((classify(x).reshape(batch, -1), regress(x).reshape(batch, -1, 4)))
+            both = relu(x.reshape(-1, width)) @ kernel + bias.reshape(1, -1)
+            logits, deltas = jnp.split(
+                both.reshape(len(x), -1, len(bias)), [self.n_anchors], axis=-1
+            )
+            levels.append((logits.reshape(len(x), -1), deltas.reshape(len(x), -1, 4)))
         return levels
 
 
+class _Layer(nn.Module):
+    """The parameters of a 1x1 convolution."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[Array, Array]:
+        kernel = self.param("kernel", small_normal, (1, 1, width, self.features))
+        return kernel[0, 0], self.param("bias", nn.initializers.zeros, (self.features,))
+
+
 class _Convs(nn.Module):
-    """3x3 convolutions, each the first layer of a sequence in torchvision: `conv.I.0`."""
+    """3x3 convolutions, ReLU between them; in torchvision each begins a sequence: `conv.I.0`."""
 
     features: int
     n_convs: int
@@ -90,7 +112,7 @@ class _Convs(nn.Module):
     def __call__(self, x: Array) -> Array:
         for i in range(self.n_convs):
             conv = FirstOfSequence(self.features, 3, small_normal, self.dtype, name=str(i))
-            x = nn.relu(conv(x))
+            x = conv(relu(x) if i else x)
         return x
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxdet.features.activations import relu
 from jaxdet.features.conv import Conv
 from jaxdet.features.fpn import lecun_uniform
 from jaxdet.regions import levels, roi_align
@@ -42,7 +43,7 @@ class TwoMLPHead(nn.Module):
         x = jax.lax.collapse(x, 1)
         for name in ("fc6", "fc7"):
             dense = nn.Dense(self.features, kernel_init=lecun_uniform, dtype=self.dtype, name=name)
-            x = nn.relu(dense(x))
+            x = relu(dense(x))
         return x
 
 
@@ -75,7 +76,7 @@ class ConvHead(nn.Module):
         dense = nn.Dense(
             self.dense_features, kernel_init=lecun_uniform, dtype=self.dtype, name=name
         )
-        return nn.relu(dense(jax.lax.collapse(x, 1)))
+        return relu(dense(jax.lax.collapse(x, 1)))
 
 
 class _HeadConv(nn.Module):
@@ -96,7 +97,7 @@ class _HeadConv(nn.Module):
             dtype=self.dtype,
             name="1",
         )
-        return nn.relu(norm(x, mask=valid.reshape(-1, 1, 1, 1)))
+        return relu(norm(x, mask=valid.reshape(-1, 1, 1, 1)))
 
 
 class BoxPredictor(nn.Module):

@@ -30,6 +30,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxdet.features import conv, networks, norm
+from jaxdet.features.activations import relu
 from jaxdet.features.fpn import lecun_uniform
 from jaxdet.features.networks import Network
 from jaxdet.geometry import boxes as box_ops
@@ -99,7 +100,7 @@ class AfterVector(nn.Module):
 def _dense_layers(x: Array, widths: tuple[int, ...], dtype: Any) -> Array:
     for i, width in enumerate(widths):
         dense = nn.Dense(width, kernel_init=lecun_uniform, dtype=dtype, name=f"fc{i + 1}")
-        x = nn.relu(dense(x))
+        x = relu(dense(x))
     return x
 
 

@@ -75,6 +75,7 @@ def run_script(
     Raises:
       SystemExit: With code 1 after a fault; after `--help`, and where a flag is unknown.
     """
+    compilation.look_for_garbage_rarely()
     try:
         return main(tyro.cli(config, description=help_text(description)))
     except faults as fault:
@@ -108,6 +109,7 @@ def run_experiment(
     with _explained():
         config: Any = from_command_line(configs, default=default, description=description)
         compilation.keep(config.training.compilation_cache)
+        compilation.look_for_garbage_rarely()
         with processes.together(config.training.processes, out=config.out) as out, _explained():
             return main(dataclasses.replace(config, out=out))
 

@@ -8,13 +8,25 @@ import pytest
 from jaxdet.features import fast_conv
 
 
+@pytest.fixture
+def strip_values(monkeypatch):
+    """Sets from which size on convolutions are large."""
+
+    def change(values):
+        monkeypatch.setattr(fast_conv, "STRIP_VALUES", values)
+        jax.clear_caches()  # `conv` keeps what it traced.
+
+    yield change
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("height", [5, 12, 13])
 @pytest.mark.parametrize(
     "channels, size, stride, padding",
     [(32, 3, 1, 1), (32, 3, 2, 1), (32, 7, 2, 3), (128, 3, 1, 1), (128, 3, 1, 0)],
 )
 def test_large_convolutions_are_convolutions(
-    rng, monkeypatch, channels, size, stride, padding, height
+    rng, strip_values, channels, size, stride, padding, height
 ):
     """Values, gradients, and what needs more: of single images, of gradients, forward."""
     x = jnp.asarray(rng.normal(size=(2, height, 9, channels)), jnp.float32)
@@ -40,7 +52,7 @@ def test_large_convolutions_are_convolutions(
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale)
 
     for values in (10**3, 1):
-        monkeypatch.setattr(fast_conv, "STRIP_VALUES", values)
+        strip_values(values)
         assert "scan" in str(jax.make_jaxpr(gradients)(kernel, x))
         jax.tree.map(close, jax.jit(lambda *a: all_of_it(*a))(kernel, x), want)
 
@@ -72,11 +84,11 @@ def test_winograds_matrices_are_exact():
     np.testing.assert_allclose(got, want, atol=1e-15)
 
 
-def test_gradients_of_large_convolutions_are_summed_in_full(rng, monkeypatch):
+def test_gradients_of_large_convolutions_are_summed_in_full(rng, strip_values):
     """In bfloat16 a sum over strips would stand still at 256."""
     x = jnp.ones((1, 40, 20, 32), jnp.bfloat16)
     kernel = jnp.zeros((3, 3, 32, 1), jnp.bfloat16)
-    monkeypatch.setattr(fast_conv, "STRIP_VALUES", 1)
+    strip_values(1)
     run = functools.partial(fast_conv.conv, stride=1, padding=1)
     gradient = jax.jit(jax.grad(lambda kernel: run(x, kernel).astype(jnp.float32).sum()))(kernel)
     assert gradient.dtype == jnp.bfloat16

@@ -144,13 +144,17 @@ def test_costs_are_those_of_the_traced_program(name, fine):
         return overfeat.slide(maps, layers, design, fine=fine)
 
     picture = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    jaxpr = jax.make_jaxpr(whole_picture)(variables, picture)
-    counted = sum(
-        np.prod(eqn.outvars[0].aval.shape) * np.prod(eqn.invars[1].aval.shape[:3])
-        for eqn in jaxpr.eqns
-        if eqn.primitive.name == "conv_general_dilated"
-    )
-    assert counted == convs + head
+
+    def count(jaxpr):
+        total = 0
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "conv_general_dilated":
+                total += np.prod(eqn.outvars[0].aval.shape) * np.prod(eqn.invars[1].aval.shape[:3])
+            elif "jaxpr" in eqn.params:
+                total += count(eqn.params["jaxpr"])
+        return total
+
+    assert count(jax.make_jaxpr(whole_picture)(variables, picture)) == convs + head
 
 
 def test_dropout_needs_keys():
