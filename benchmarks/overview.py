@@ -26,7 +26,7 @@ from jaxdet.regions import roi_align, roi_pool
 from jaxdet.structures import Batch, Images, Instances
 from jaxdet.systems import architectures, faster_rcnn
 from jaxdet.targets import matching
-from jaxdet.training import recipes, state, steps
+from jaxdet.training import parallel, recipes, state, steps
 
 Case = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -122,11 +122,11 @@ def system_cases(rng: np.random.Generator) -> dict[str, Case]:
     }
 
 
-def measure(case: Case, *, repeats: int) -> tuple[float, float, float]:
+def measure(case: Case, *, repeats: int, options: Any) -> tuple[float, float, float]:
     """Seconds to compile, median milliseconds, megabytes of scratch memory."""
     function, arguments = case
     begun = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
+    compiled = jax.jit(function).lower(*arguments).compile(options)
     compile_seconds = time.perf_counter() - begun
     jax.block_until_ready(compiled(*arguments))
     seconds = []
@@ -171,7 +171,8 @@ def main(config: Config) -> None:
     for make in (operator_cases, system_cases):
         cases = {name: case for name, case in make(rng).items() if wanted(name)}
         for name, case in cases.items():
-            compiling, median, memory = measure(case, repeats=config.repeats)
+            options = parallel.compiler_options([device]) if name.startswith("train") else {}
+            compiling, median, memory = measure(case, repeats=config.repeats, options=options)
             print(f"{name:44}{compiling:10.2f}{median:11.2f}{memory:11.1f}", flush=True)
     if wanted("pipeline"):
         for name, speed in pipeline_speeds(config.data_dir):

@@ -213,7 +213,7 @@ def measure_steps(
 def draw_adjusted(
     config: Config, model: BoxAdjuster, variables: Any, batch: Batch, classes: tuple[str, ...]
 ) -> None:
-    """Where boxes started, dashed, and where they settled, of a few pictures."""
+    """The objects; beside them where boxes started, dashed, and settled; of a few pictures."""
     near = starts(jax.random.key(config.training.seed), config, batch)
     moved = jax.jit(functools.partial(box_adjuster.adjust, model))(variables, batch.images, near)
     pictures = []
@@ -225,7 +225,13 @@ def draw_adjusted(
         )
         begun = np.arange(len(boxes)) < kept.sum()
         pixels = np.array(batch.images.pixels[i])
-        pictures.append(draw.draw_boxes(pixels, boxes, labels, classes, ignored=begun))
+        truth = np.array(batch.instances.boxes[i])[kept]
+        pictures.append(
+            draw.side_by_side(
+                draw.draw_boxes(pixels, truth, labels[begun], classes),
+                draw.draw_boxes(pixels, boxes, labels, classes, ignored=begun),
+            )
+        )
     draw.save_png(config.out / "adjusted.png", draw.contact_sheet(pictures, 4))
 
 

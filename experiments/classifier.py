@@ -12,7 +12,7 @@ Run       python experiments/classifier.py
 Check     python experiments/classifier.py smoke
 Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/, pictures/,
           detections.json (guesses as a COCO results file, boxes are whole pictures), curves.png,
-          results.json
+          results.json; guesses below 0.5 are not drawn
 """
 
 import dataclasses

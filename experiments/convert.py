@@ -11,6 +11,7 @@ Writes    TARGET: a file if it ends in .pth, .pt or .safetensors, else a folder 
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import tyro
 
@@ -59,7 +60,7 @@ def main(config: Config) -> detectors.Detector:
     save = detectors.save if suffix in files.SUFFIXES else detectors.save_checkpoint
     save(config.target, detector)
     print(f"{config.source} -> {config.target}: {len(detector.description.classes)} classes")
-    print(detector.description.architecture)
+    print(summary(detector.description.architecture))
     if suffix in files.TORCH and name_of(detector.description.architecture) == "faster_rcnn":
         try:
             detectors.load(str(config.target), norm_epsilon=config.norm_epsilon)
@@ -69,6 +70,15 @@ def main(config: Config) -> detectors.Detector:
                 f"say what they are of: here only {files.SAFE} or a folder can be read again."
             )
     return detector
+
+
+def summary(architecture: Any) -> str:
+    """The system, and what is not as it would be by default."""
+    fields = (
+        (f.name, getattr(architecture, f.name), f.default) for f in dataclasses.fields(architecture)
+    )
+    changed = [f"{name} {value}" for name, value, default in fields if value != default]
+    return f"{name_of(architecture)}: {', '.join(changed) or 'all as by default'}"
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ class Config:
 
 def main(config: Config) -> dict[str, Source]:
     """Reads and writes all parts; returns what was read."""
+    taken = config.out / ("annotations" if config.to == "coco" else arrays.Converted.name)
+    if taken.exists():
+        raise FileExistsError(f"{taken}: is there already. Remove it, or name another --out.")
     parts = read_parts(config)
     if config.to == "coco":
         coco_write.write_coco(parts, config.out)
@@ -57,6 +60,9 @@ def read_parts(config: Config) -> dict[str, Source]:
     )
     parts: dict[str, Source] = {}
     for part in names:
+        if part == "trainval" and {"train", "val"} <= set(names):
+            print(f"{part}: left out, its pictures are in train and val.", flush=True)
+            continue
         report = Report()
         classes = next(iter(parts.values())).classes if parts else None
         options = layouts.Options(report, classes, config.images)

@@ -212,6 +212,11 @@ def main(config: Config) -> dict[str, float]:
 def check_joints(config: Config, source: Source) -> None:
     """Raises where the configuration names joints that the data has not."""
     n_joints = len(source.keypoint_names)
+    if not n_joints:
+        raise ValueError(
+            f"{source.name}: has no keypoints. With COCO's files, --format coco_keypoints reads "
+            "annotations/person_keypoints_*.json."
+        )
     for flag, pairs in (
         ("--architecture.torso", (config.architecture.torso,)),
         ("--limbs", config.limbs),

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -300,12 +301,42 @@ def test_converts_data(boxes_csv, tmp_path):
     with pytest.raises(ValueError, match="--skip-bad"):
         script.main(script.Config(data=str(boxes_csv), out=tmp_path / "no"))
     assert not (tmp_path / "no").exists()
-    for to, data in (("coco", "coco"), ("array_record", "array_record/converted/1.0.0")):
-        script.main(script.Config(data=str(boxes_csv), out=tmp_path / to, to=to, skip_bad=True))
-        checked = check.main(check.Config(data=str(tmp_path / data), out=tmp_path / "check"))
+    for to in ("coco", "array_record"):
+        config = script.Config(data=str(boxes_csv), out=tmp_path / to, to=to, skip_bad=True)
+        script.main(config)
+        with pytest.raises(FileExistsError, match=r"is there already\. Remove it, or name another"):
+            script.main(config)
+        checked = check.main(check.Config(data=str(tmp_path / to), out=tmp_path / "check"))
         ((source, report),) = checked.values()
         assert not report.faults and len(source) == 4
         np.testing.assert_array_equal(source.annotations[0].boxes, [[5, 5, 25, 30]])
+
+
+def test_converts_each_picture_once(tmp_path, capsys):
+    """VOC lists the pictures of train and val a second time, as trainval."""
+    lists = tmp_path / "VOC" / "ImageSets" / "Main"
+    for folder in (lists, tmp_path / "VOC" / "Annotations", tmp_path / "VOC" / "JPEGImages"):
+        folder.mkdir(parents=True)
+    xml = (
+        "<annotation><size><width>8</width><height>8</height></size><object><name>cat</name><bndbox>"
+        "<xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>"
+    )
+    for stem in "ab":
+        (tmp_path / "VOC" / "Annotations" / f"{stem}.xml").write_text(xml)
+        cv2.imwrite(str(tmp_path / "VOC" / "JPEGImages" / f"{stem}.jpg"), np.zeros((8, 8, 3)))
+    for part, text in (("train", "a\n"), ("val", "b\n"), ("trainval", "a\nb\n")):
+        (lists / f"{part}.txt").write_text(text)
+    script = load("convert_data")
+    parts = script.main(script.Config(data=str(tmp_path / "VOC"), out=tmp_path / "out"))
+    assert {part: len(source) for part, source in parts.items()} == {"train": 1, "val": 1}
+    assert "trainval: left out" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_evaluated_on_its_own_classes(run, boxes_csv, tmp_path):
+    evaluate = load("evaluate")
+    config = evaluate.Config(str(boxes_csv), checkpoint=run[0], split="train", skip_bad=True)
+    with pytest.raises(ValueError, match="classes"):
+        evaluate.main(dataclasses.replace(config, out=tmp_path))
 
 
 def test_skips_bad_pictures_and_says_so(boxes_csv, tmp_path, capsys):

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -88,7 +89,8 @@ def write_arrays(sources: Mapping[str, Source], folder: pathlib.Path) -> pathlib
     if (folder / Converted.name).exists():
         raise FileExistsError(f"{folder / Converted.name}: is there already.")
     builder = Converted(sources, data_dir=str(folder), file_format="array_record")
-    builder.download_and_prepare()
+    with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads.
+        builder.download_and_prepare(download_dir=unused)
     return pathlib.Path(builder.data_dir)
 
 

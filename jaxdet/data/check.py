@@ -8,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdet.data import layouts
-from jaxdet.data.pictures import PictureFiles, read_header
+from jaxdet.data.pictures import PictureFiles, doubts, read_header
 from jaxdet.data.records import DataError, Source
 from jaxdet.data.reports import Report
 from jaxdet.data.sources import find_bad_pictures
 
 TURNED = "Pictures that EXIF data want turned, taken as they are stored"
+DOUBTS = "JPEG files that may be damaged: look at them"
 SAME_PICTURE = "Pictures that are there twice"
 SAME_OBJECT = "Objects that are there twice, same class and same box"
 MODES = {
@@ -115,11 +116,12 @@ def _remark_pictures(
         return
     for path in source.read.paths:
         try:
-            header = read_header(path)
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "blake2b").digest()
+            header, data = read_header(path), path.read_bytes()
         except (OSError, DataError):  # A fault, and said already.
             continue
+        digest = hashlib.blake2b(data).digest()
+        if doubt := doubts(data):
+            report.remark(DOUBTS, f"{path}: {doubt}")
         if header.turned:
             report.remark(TURNED, str(path))
         if header.mode != "RGB":

@@ -44,8 +44,8 @@ def find_pictures(
             if here is None:
                 raise DataError(
                     f"{where} = {name!r}: there is no such picture in "
-                    f"{images or file.parent} or its sub folders. Put it there, or name the "
-                    "folder of the pictures."
+                    f"{images or file.parent.parent} or its sub folders. Put it there, or name the "
+                    "folder of the pictures (--images)."
                 )
         found.append(here)
     return found
@@ -62,7 +62,7 @@ def _holding(
     if len(holding) > 1 and len({path.resolve() for _, path in holding}) > 1:
         raise DataError(
             f"{where} = {name!r} is both in {holding[0][0]} and in {holding[1][0]}. Name the "
-            "folder of the pictures."
+            "folder of the pictures (--images)."
         )
     return holding[0][1] if holding else None
 

@@ -33,7 +33,7 @@ class Options(NamedTuple):
     images: pathlib.Path | None = None
 
 
-Format = Literal["coco", "voc", "yolo", "via", "masks", "csv", "tfds", "folders"]
+Format = Literal["coco", "coco_keypoints", "voc", "yolo", "via", "masks", "csv", "tfds", "folders"]
 Parts = dict[str, Callable[[], Source]]
 Finder = Callable[[pathlib.Path, Options], Parts]
 
@@ -73,13 +73,15 @@ def find_parts(path: pathlib.Path, options: Options, *, format: str | None = Non
 
 
 def _tfds(path: pathlib.Path, options: Options) -> Parts:
-    if not tfds_source.is_prepared(path):
+    folders = [path, *(p.parent for p in path.glob("*/*/dataset_info.json"))]  # NAME/VERSION/
+    prepared = [folder for folder in folders if tfds_source.is_prepared(folder)]
+    if not prepared or (len(prepared) > 1 and prepared[0] != path):
         return {}
     return {
         splits.split_of(name) or name: functools.partial(
-            tfds_source.read_tfds, path, name, classes=options.classes, report=options.report
+            tfds_source.read_tfds, prepared[0], name, classes=options.classes, report=options.report
         )
-        for name in tfds_source.split_names(path)
+        for name in tfds_source.split_names(prepared[0])
     }
 
 
@@ -144,6 +146,11 @@ def _coco(path: pathlib.Path, options: Options) -> Parts:
     for pattern in ("instances_*.json", "person_keypoints_*.json", "captions_*.json", "*.json"):
         files = files or sorted(path.glob(f"annotations/{pattern}"))
     return _coco_files(path, files, options)
+
+
+def _coco_keypoints(path: pathlib.Path, options: Options) -> Parts:
+    """Persons with joints, where boxes of all classes are beside them."""
+    return _coco_files(path, sorted(path.glob("annotations/person_keypoints_*.json")), options)
 
 
 def _loose_coco(path: pathlib.Path, options: Options) -> Parts:
@@ -284,6 +291,7 @@ ORDER: tuple[Finder, ...] = (
 )
 FORMATS: dict[str, tuple[Finder, ...]] = {
     "coco": (_coco, _loose_coco),
+    "coco_keypoints": (_coco_keypoints,),
     "voc": (_voc, _side_by_side_voc),
     "yolo": (_yolo,),
     "via": (_via,),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 from jaxtyping import Bool, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -127,6 +128,20 @@ def read_complete(path: pathlib.Path) -> bytes:
             f"{path}: the picture is cut off ({len(data)} bytes). Copy it again or remove it."
         )
     return data
+
+
+def doubts(data: bytes) -> str | None:
+    """What libjpeg says of a JPEG file that is damaged, or holds bytes that nothing reads.
+
+    OpenCV makes up the rest of such a picture, and names no file where it complains.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", strict=True)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _ends(data: bytes) -> bool:

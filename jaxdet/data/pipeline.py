@@ -68,6 +68,10 @@ def train_pipeline(
       the images.
     """
     _check_batch(source, batch_size, process_index, process_count)
+    if augmentation.copy_paste and not any(a.segments for a in source.annotations):
+        raise ValueError(
+            f"copy_paste cuts objects out by their masks: {source.name} has none. Leave it at 0."
+        )
     if max_objects is None:
         max_objects = max_object_count(source, augmentation=augmentation)
     rows = _rows(source, max_objects, mask_side, with_keypoints=with_keypoints)

@@ -15,10 +15,12 @@ def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     computes the output of a residual block anew wherever it is read, from the convolutions of all
     blocks before it, which are kept for that. A choice has two operands and is computed once.
     """
-    return jax.lax.select(x <= 0, jnp.zeros_like(x), x)
+    zero = jnp.zeros_like(x)
+    return jax.lax.select(jax.lax.le(x, zero), zero, x)
 
 
 @relu.defjvp
 def _relu_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
     y = relu(*primals)
-    return y, jax.lax.select(y > 0, tangents[0], jnp.zeros_like(y))
+    zero = jnp.zeros_like(y)
+    return y, jax.lax.select(jax.lax.gt(y, zero), tangents[0], zero)

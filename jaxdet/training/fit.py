@@ -98,6 +98,10 @@ class Options:
     folder, and as a table of where their time goes. The first is above 1: update 1 compiles."""
     processes: OmitArgPrefixes[Processes] = Processes()
 
+    def check(self) -> None:
+        """Raises a ValueError where an optimizer cannot be made of these numbers."""
+        make_optimizer(self)
+
 
 # What may differ when a run is gone on with, beside what a script names.
 FREE = (

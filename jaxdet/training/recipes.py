@@ -108,6 +108,7 @@ def run_experiment(
     """
     with _explained():
         config: Any = from_command_line(configs, default=default, description=description)
+        config.training.check()  # Before data is read.
         compilation.keep(config.training.compilation_cache)
         compilation.look_for_garbage_rarely()
         with processes.together(config.training.processes, out=config.out) as out, _explained():

@@ -12,6 +12,7 @@ def test_all_that_shapes_knows_comes_back(tmp_path):
     }
     folder = arrays.write_arrays(parts, tmp_path / "out")
     assert set(tfds_source.split_names(folder)) == {"val", "test"}
+    assert list((tmp_path / "out").iterdir()) == [folder.parent]
     for part, source in parts.items():
         again = tfds_source.read_tfds(folder, part)
         assert again.keypoint_names == source.keypoint_names

@@ -91,6 +91,18 @@ def test_remarks(folder):
     assert "e.jpg, and in all: " in place and place.endswith("d.jpg")
 
 
+def test_a_picture_damaged_in_its_middle_is_named(folder):
+    """Its end is there, and OpenCV makes up what it cannot read."""
+    damaged = folder / "JPEGImages" / "c.jpg"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 100] = bytes(100)
+    damaged.write_bytes(data)
+    source, report = one_part(folder)
+    assert len(source) == 8 and not report.faults
+    (place,) = report.remarks[check.DOUBTS]
+    assert place.startswith(f"{damaged}: Corrupt JPEG data")
+
+
 @pytest.mark.parametrize(
     ("channels", "dtype", "mode"), [(4, np.uint8, "RGBA"), (1, np.uint16, "I;16")]
 )

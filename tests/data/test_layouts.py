@@ -90,7 +90,7 @@ def test_a_format_that_is_not_there(tmp_path, write_set):
     write_set(tmp_path / "set", "csv")
     with pytest.raises(DataError, match="no data set of the format 'yolo'"):
         read(tmp_path / "set", format="yolo")
-    with pytest.raises(ValueError, match="format must be one of coco, voc"):
+    with pytest.raises(ValueError, match="format must be one of coco, .*voc"):
         read(tmp_path / "set", format="pascal")
 
 
@@ -123,3 +123,17 @@ def test_labels_are_the_same_in_all_parts(tmp_path, write_set):
     parts = layouts.find_parts(tmp_path, layouts.Options(Report()))
     train = parts["train"]()
     assert train.classes == ("cat", "dog") and train.annotations[0].labels.tolist() == [2]
+
+
+def test_joints_lie_beside_boxes_of_all_classes(tmp_path, write_coco, write_picture):
+    """A folder of COCO's: the boxes are read, the joints where they are asked for."""
+    write_picture(tmp_path / "train2017" / "a.png")
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    write_coco(folder / "instances_train2017.json", {"a.png": [(1, 1, 5, 5, 3)]})
+    data = json.loads((folder / "instances_train2017.json").read_text())
+    data["categories"] = [{"id": 3, "name": "person", "keypoints": ["nose"], "skeleton": []}]
+    data["annotations"][0] |= {"keypoints": [2, 2, 2], "num_keypoints": 1}
+    (folder / "person_keypoints_train2017.json").write_text(json.dumps(data))
+    assert read(tmp_path).keypoint_names == ()
+    assert read(tmp_path, format="coco_keypoints").keypoint_names == ("nose",)

@@ -422,3 +422,14 @@ def test_misuse(options):
         make(**options)
     with pytest.raises(ValueError, match="start, threads"):
         next(pipeline.iterate(make(), -1))
+
+
+def test_pasted_objects_need_masks():
+    with pytest.raises(ValueError, match=r"copy_paste cuts objects out .* test has none"):
+        pipeline.train_pipeline(
+            make_source(),
+            canvases=CANVASES,
+            batch_size=2,
+            seed=0,
+            augmentation=Augmentation(copy_paste=0.5),
+        )

@@ -160,3 +160,11 @@ def test_run_experiment_says_how_it_stopped(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x.py", "long"])
     got = recipes.run_experiment(lambda c: c.rate, CONFIGS, default="smoke", description="")
     assert got == 0.5
+
+
+def test_numbers_that_do_not_fit_stop_before_anything_is_read(monkeypatch, capsys):
+    monkeypatch.setattr(Config, "training", fit.Options(steps=10, warmup_steps=10))
+    monkeypatch.setattr("sys.argv", ["x.py"])
+    with pytest.raises(SystemExit, match="1"):
+        recipes.run_experiment(pytest.fail, CONFIGS, default="smoke", description="")
+    assert "warmup_steps must be at least 0 and below steps. Got 10, 10" in capsys.readouterr().err
