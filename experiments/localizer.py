@@ -356,9 +356,11 @@ def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict
     )
     batches = feeds.evaluation(test, canvases=config.canvases, batch_size=batch_size)
     metrics = predictor.measure_localization(finder, variables, batches())
-    metrics |= coco.evaluate_boxes(sources.to_coco(test), found).metrics
     for name, value in metrics.items():
         print(f"{name:18} {value:.3f}")
+    evaluation = coco.evaluate_boxes(sources.to_coco(test), found)
+    print(coco.as_table(evaluation))
+    metrics |= evaluation.metrics
     logging.write_results(
         config.out / "results.json", metrics, begun=begun, seed=config.training.seed
     )
