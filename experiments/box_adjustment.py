@@ -9,8 +9,9 @@ Run       python experiments/box_adjustment.py
           python experiments/box_adjustment.py folder --data PATH
 Check     python experiments/box_adjustment.py smoke
 Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/,
-          curves.png, results.json (mean IoU by number of steps), adjusted.png (dashed: starts);
-          it starts from true boxes, so predict.py and evaluate.py do not read its checkpoints
+          curves.png, results.json (mean IoU by number of steps), adjusted.png (truth;
+          starts, dashed, and ends); it starts from true boxes, so predict.py and evaluate.py do
+          not read its checkpoints
 """
 
 import dataclasses
@@ -230,9 +231,10 @@ def draw_adjusted(
             draw.side_by_side(
                 draw.draw_boxes(pixels, truth, labels[begun], classes),
                 draw.draw_boxes(pixels, boxes, labels, classes, ignored=begun),
+                titles=("ground truth", "from dashed to solid"),
             )
         )
-    draw.save_png(config.out / "adjusted.png", draw.contact_sheet(pictures, 4))
+    draw.save_png(config.out / "adjusted.png", draw.contact_sheet(pictures, 2))
 
 
 if __name__ == "__main__":

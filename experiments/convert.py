@@ -74,11 +74,17 @@ def main(config: Config) -> detectors.Detector:
 
 def summary(architecture: Any) -> str:
     """The system, and what is not as it would be by default."""
-    fields = (
-        (f.name, getattr(architecture, f.name), f.default) for f in dataclasses.fields(architecture)
-    )
-    changed = [f"{name} {value}" for name, value, default in fields if value != default]
-    return f"{name_of(architecture)}: {', '.join(changed) or 'all as by default'}"
+
+    def changed(record: Any) -> str:
+        texts = []
+        for field in dataclasses.fields(record):
+            value = getattr(record, field.name)
+            if value != field.default:
+                text = f"({changed(value)})" if dataclasses.is_dataclass(value) else str(value)
+                texts.append(f"{field.name} {text}")
+        return ", ".join(texts) or "all as by default"
+
+    return f"{name_of(architecture)}: {changed(architecture)}"
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main(config: Config) -> dict[str, Source]:
     """Reads and writes all parts; returns what was read."""
     taken = config.out / ("annotations" if config.to == "coco" else arrays.Converted.name)
     if taken.exists():
-        raise FileExistsError(f"{taken}: is there already. Remove it, or name another --out.")
+        raise FileExistsError(f"{taken}: is there already. Name another --out.")
     parts = read_parts(config)
     if config.to == "coco":
         coco_write.write_coco(parts, config.out)
@@ -58,15 +58,19 @@ def read_parts(config: Config) -> dict[str, Source]:
     names = layouts.find_parts(
         path, layouts.Options(Report(), None, config.images), format=config.format
     )
+    for part in names if config.to == "coco" else ():
+        if (config.out / part).exists():
+            raise FileExistsError(f"{config.out / part}: is there already. Name another --out.")
     parts: dict[str, Source] = {}
-    for part in names:
-        if part == "trainval" and {"train", "val"} <= set(names):
-            print(f"{part}: left out, its pictures are in train and val.", flush=True)
-            continue
+    for part in sorted(names, key="trainval".__eq__):  # VOC's holds those of train and val again.
         report = Report()
         classes = next(iter(parts.values())).classes if parts else None
         options = layouts.Options(report, classes, config.images)
         source = layouts.find_parts(path, options, format=config.format)[part]()
+        known = {a.name for other in parts.values() for a in other.annotations}
+        if part == "trainval" and known.issuperset(a.name for a in source.annotations):
+            print(f"{part}: left out, all of its pictures are in the other parts.", flush=True)
+            continue
         parts[part] = sources.without_faults(source, report, skip_bad=config.skip_bad)
         print(sources.describe(parts[part]), flush=True)
     return parts

@@ -155,14 +155,16 @@ FREE = (*selection.FREE, "later_steps", "n_pictures", "out")
 def main(config: Config) -> dict[str, float]:
     """Trains stage after stage, evaluates, writes; returns the metrics of the test split."""
     begun = time.perf_counter()
+    if config.architecture.n_stages > 1:
+        config.training.check(later_steps=config.later_steps)
     names = [f"stage{i + 1}" for i in range(config.architecture.n_stages)]
     begun -= logging.seconds(*(config.out / name for name in names))
     train, rates, val = selection.open_parts(config.selection)
+    check_joints(config, train)
     train, kept = object_pictures.with_joints(train)
     val, _ = object_pictures.with_joints(val)
     data = selection.Parts(train, None if rates is None else rates[kept], val)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
-    check_joints(config, train)
     model = deep_pose.build(
         len(train.keypoint_names),
         config.architecture,

@@ -224,6 +224,8 @@ def run(config: Config, *, free: Sequence[str] = FREE) -> tuple[bool, dict[str, 
       Whether it is at its end, and the metrics of the test split; none before the last stage.
     """
     begun = time.perf_counter() - logging.seconds(config.out, config.out / "classifier")
+    if config.staged:
+        config.training.check(**{"head.steps": config.head.steps})
     data = selection.open_parts(config.selection)
     train = data.train
     print(sources.describe(train), sources.describe(data.val), sep="\n", flush=True)

@@ -125,6 +125,7 @@ def main(config: Config) -> dict[str, float]:
             "--loss.train-classifier and --loss.train-boxes are set by each stage. "
             f"Got {config.loss}"
         )
+    config.training.check(box_steps=config.box_steps)
     data = selection.open_parts(config.selection)
     train = data.train
     print(sources.describe(train), sources.describe(data.val), sep="\n", flush=True)

@@ -1,6 +1,9 @@
 """All that is wrong or odd in a data set, with file and field, and what is in it."""
 
+import concurrent.futures
+import functools
 import hashlib
+import os
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdet.data import layouts
-from jaxdet.data.pictures import PictureFiles, doubts, read_header
+from jaxdet.data.pictures import Header, PictureFiles, doubts, read_complete, read_header
 from jaxdet.data.records import DataError, Source
 from jaxdet.data.reports import Report
-from jaxdet.data.sources import find_bad_pictures
+from jaxdet.data.sources import MAX_DECODED, find_bad_pictures
 
 TURNED = "Pictures that EXIF data want turned, taken as they are stored"
 DOUBTS = "JPEG files that may be damaged: look at them"
@@ -114,13 +117,15 @@ def _remark_pictures(
     """What their headers say, and which are the same file; `seen` is over all parts."""
     if not isinstance(source.read, PictureFiles):
         return
-    for path in source.read.paths:
-        try:
-            header, data = read_header(path), path.read_bytes()
-        except (OSError, DataError):  # A fault, and said already.
+    paths = source.read.paths
+    look = functools.partial(_look, decode=len(paths) <= MAX_DECODED)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        looks = list(pool.map(look, paths))
+    for path, found in zip(paths, looks, strict=True):
+        if found is None:  # A fault, and said already.
             continue
-        digest = hashlib.blake2b(data).digest()
-        if doubt := doubts(data):
+        header, digest, doubt = found
+        if doubt:
             report.remark(DOUBTS, f"{path}: {doubt}")
         if header.turned:
             report.remark(TURNED, str(path))
@@ -130,3 +135,12 @@ def _remark_pictures(
         same = other == path and (other_part == part or "trainval" in (part, other_part))
         if not same:
             report.remark(SAME_PICTURE, f"{path}, and in {other_part}: {other}")
+
+
+def _look(path: pathlib.Path, *, decode: bool) -> tuple[Header, bytes, str | None] | None:
+    """What a picture's header says, its digest and, if decoded, what is doubtful in it."""
+    try:
+        header, data = read_header(path), read_complete(path)
+    except DataError:
+        return None
+    return header, hashlib.blake2b(data).digest(), doubts(data) if decode else None

@@ -31,7 +31,8 @@ def find_pictures(
     """
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: is no folder, so it holds no pictures of {file}.")
-    roots = [images] if images is not None else [file.parent, file.parent.parent]
+    around = file.parent if file.parent.name else file.parent.absolute()  # "." has no parent.
+    roots = [images] if images is not None else [around, around.parent]
     looked_in: list[pathlib.Path] = []
     found: list[pathlib.Path | None] = []
     for name, where in wanted:
@@ -44,7 +45,7 @@ def find_pictures(
             if here is None:
                 raise DataError(
                     f"{where} = {name!r}: there is no such picture in "
-                    f"{images or file.parent.parent} or its sub folders. Put it there, or name the "
+                    f"{images or around.parent} or its sub folders. Put it there, or name the "
                     "folder of the pictures (--images)."
                 )
         found.append(here)

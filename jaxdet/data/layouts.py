@@ -73,16 +73,23 @@ def find_parts(path: pathlib.Path, options: Options, *, format: str | None = Non
 
 
 def _tfds(path: pathlib.Path, options: Options) -> Parts:
-    folders = [path, *(p.parent for p in path.glob("*/*/dataset_info.json"))]  # NAME/VERSION/
-    prepared = [folder for folder in folders if tfds_source.is_prepared(folder)]
-    if not prepared or (len(prepared) > 1 and prepared[0] != path):
+    if not tfds_source.is_prepared(path):
         return {}
     return {
         splits.split_of(name) or name: functools.partial(
-            tfds_source.read_tfds, prepared[0], name, classes=options.classes, report=options.report
+            tfds_source.read_tfds, path, name, classes=options.classes, report=options.report
         )
-        for name in tfds_source.split_names(prepared[0])
+        for name in tfds_source.split_names(path)
     }
+
+
+def _tfds_below(path: pathlib.Path, options: Options) -> Parts:
+    """The newest version of the one data set of a folder: VERSION/ or NAME/VERSION/ in it."""
+    versions = [*path.glob("*/dataset_info.json"), *path.glob("*/*/dataset_info.json")]
+    newest = {file.parent.parent: file.parent for file in sorted(versions)}
+    if len(newest) > 1:
+        raise DataError(f"{path}: name one of {', '.join(map(str, newest))}.")
+    return _tfds(next(iter(newest.values())), options) if newest else {}
 
 
 def _is_voc(path: pathlib.Path) -> bool:
@@ -150,7 +157,10 @@ def _coco(path: pathlib.Path, options: Options) -> Parts:
 
 def _coco_keypoints(path: pathlib.Path, options: Options) -> Parts:
     """Persons with joints, where boxes of all classes are beside them."""
-    return _coco_files(path, sorted(path.glob("annotations/person_keypoints_*.json")), options)
+    files = [path] if path.is_file() and path.suffix.lower() == ".json" else []
+    for pattern in ("person_keypoints_*.json", "instances_*.json"):
+        files = files or sorted(path.glob(f"annotations/{pattern}"))
+    return _coco_files(path, files, options)
 
 
 def _loose_coco(path: pathlib.Path, options: Options) -> Parts:
@@ -287,7 +297,7 @@ def _glob(
 
 ORDER: tuple[Finder, ...] = (
     *(_tfds, _voc, _yolo, _coco, _side_by_side_voc),
-    *(_masks, _via, _csv, _loose_coco, _several_class_folders),
+    *(_masks, _via, _csv, _loose_coco, _several_class_folders, _tfds_below),
 )
 FORMATS: dict[str, tuple[Finder, ...]] = {
     "coco": (_coco, _loose_coco),
@@ -297,6 +307,6 @@ FORMATS: dict[str, tuple[Finder, ...]] = {
     "via": (_via,),
     "masks": (_masks,),
     "csv": (_csv,),
-    "tfds": (_tfds,),
+    "tfds": (_tfds, _tfds_below),
     "folders": (_class_folders,),
 }

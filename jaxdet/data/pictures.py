@@ -131,7 +131,7 @@ def read_complete(path: pathlib.Path) -> bytes:
 
 
 def doubts(data: bytes) -> str | None:
-    """What libjpeg says of a JPEG file that is damaged, or holds bytes that nothing reads.
+    """What libjpeg says of a JPEG file that is damaged, or has stray bytes within its data.
 
     OpenCV makes up the rest of such a picture, and names no file where it complains.
     """

@@ -70,7 +70,8 @@ def train_pipeline(
     _check_batch(source, batch_size, process_index, process_count)
     if augmentation.copy_paste and not any(a.segments for a in source.annotations):
         raise ValueError(
-            f"copy_paste cuts objects out by their masks: {source.name} has none. Leave it at 0."
+            "copy_paste (--augmentation.copy-paste) cuts objects out by their masks: "
+            f"{source.name} has none. Leave it at 0."
         )
     if max_objects is None:
         max_objects = max_object_count(source, augmentation=augmentation)

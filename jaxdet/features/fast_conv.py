@@ -14,6 +14,7 @@ from jaxtyping import Array
 STRIP_VALUES = 1 << 18  # Of the maps that are read in one piece where that is faster on CPU.
 
 
+# Traced once a shape: deep networks have few. `STRIP_VALUES` is read when that is done.
 @functools.partial(jax.jit, static_argnames=("stride", "padding"))
 def conv(x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
     """A convolution; on CPU a large one is computed by `_winograd`, or its gradient by strips."""

@@ -75,14 +75,13 @@ class RPNHead(nn.Module):
             _Layer(n, name=name)(width)
             for name, n in (("cls_logits", self.n_anchors), ("bbox_pred", 4 * self.n_anchors))
         ]
-        kernel, bias = (
-            jnp.concatenate(parts, axis=-1).astype(self.dtype)
-            for parts in zip(*layers, strict=True)
-        )
+        kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*layers, strict=True))
         levels = []
         for x in pyramid:
-            x = trunk(x)
-            both = relu(x.reshape(-1, width)) @ kernel + bias.reshape(1, -1)
+            # Flat before the last ReLU, or XLA computes that for its gradient once more.
+            rows = trunk(x).reshape(-1, width)
+            rows = relu(rows) if self.n_convs else rows
+            both = rows.astype(jnp.float32) @ kernel + bias.reshape(1, -1)
             logits, deltas = jnp.split(
                 both.reshape(len(x), -1, len(bias)), [self.n_anchors], axis=-1
             )
@@ -102,7 +101,7 @@ class _Layer(nn.Module):
 
 
 class _Convs(nn.Module):
-    """3x3 convolutions, ReLU between them; in torchvision each begins a sequence: `conv.I.0`."""
+    """3x3 convolutions, ReLU between them; torchvision has each in a sequence: `conv.I.0`."""
 
     features: int
     n_convs: int

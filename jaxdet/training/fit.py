@@ -98,9 +98,28 @@ class Options:
     folder, and as a table of where their time goes. The first is above 1: update 1 compiles."""
     processes: OmitArgPrefixes[Processes] = Processes()
 
-    def check(self) -> None:
-        """Raises a ValueError where an optimizer cannot be made of these numbers."""
+    def check(self, **later: int) -> None:
+        """Raises a ValueError where numbers do not fit, before data is read.
+
+        Args:
+          **later: Updates of stages trained after the first, by the name of their flag.
+        """
         make_optimizer(self)
+        for name, n in later.items():
+            if n <= self.warmup_steps:
+                raise ValueError(
+                    f"{name} must be above warmup_steps. Got {n} and {self.warmup_steps}"
+                )
+        for name, within in (
+            ("learning_rate", self.learning_rate > 0),
+            ("clip_norm", self.clip_norm is None or self.clip_norm > 0),
+            ("ema_decay", 0 <= self.ema_decay < 1),
+            ("evaluate_every", self.evaluate_every > 0),
+            ("checkpoint_every", self.checkpoint_every > 0),
+            ("log_every", self.log_every > 0),
+        ):
+            if not within:
+                raise ValueError(f"{name} is out of its range. Got {getattr(self, name)}")
 
 
 # What may differ when a run is gone on with, beside what a script names.

@@ -425,7 +425,9 @@ def test_misuse(options):
 
 
 def test_pasted_objects_need_masks():
-    with pytest.raises(ValueError, match=r"copy_paste cuts objects out .* test has none"):
+    with pytest.raises(
+        ValueError, match=r"copy_paste .* cuts objects out by their masks: test has none"
+    ):
         pipeline.train_pipeline(
             make_source(),
             canvases=CANVASES,

@@ -30,4 +30,4 @@ def test_residual_blocks_are_computed_once(rng):
         gradient = jax.grad(lambda kernels: functools.reduce(block, kernels, x).sum())
         return jax.jit(gradient).lower(kernels).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries(relu) < 20 * x.nbytes < temporaries(jax.nn.relu)
+    assert temporaries(relu) < min(20 * x.nbytes, 0.7 * temporaries(jax.nn.relu))

@@ -277,6 +277,38 @@ def test_network_orders_outputs_like_anchors():
     np.testing.assert_array_equal(got.anchors[18:], [[-16, -8, 16, 24], [-32, -24, 32, 40]])
 
 
+@pytest.mark.parametrize("n_convs", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_head_is_two_layers_on_a_small_network(rng, n_convs, dtype):
+    """The layers compute in float32, whatever the network does: boxes are rounded by nothing."""
+    head = rpn.RPNHead(3, n_convs, dtype)
+    pyramid = tuple(jnp.asarray(rng.normal(size=(2, n, 5, 4)), dtype) for n in (6, 3))
+    like = jax.eval_shape(head.init, jax.random.key(0), pyramid)
+    variables = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), like)
+    got = head.apply(variables, pyramid)
+    params = variables["params"]
+    for x, (logits, deltas) in zip(pyramid, got, strict=True):
+        for i in range(n_convs):
+            layer = params["conv"][str(i)]["0"]
+            x = jax.lax.conv_general_dilated(
+                x,
+                layer["kernel"].astype(dtype),
+                (1, 1),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            x = jax.nn.relu(x + layer["bias"].astype(dtype).reshape(1, 1, 1, -1))
+        x = np.asarray(x, np.float64)
+        wants = [
+            x @ np.asarray(params[name]["kernel"], np.float64)[0, 0]
+            + np.asarray(params[name]["bias"])
+            for name in ("cls_logits", "bbox_pred")
+        ]
+        assert logits.dtype == deltas.dtype == jnp.float32
+        np.testing.assert_allclose(logits, wants[0].reshape(2, -1), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(deltas, wants[1].reshape(2, -1, 4), rtol=1e-4, atol=1e-4)
+
+
 def test_levels_must_have_equally_many_anchors():
     model = rpn.RPN(((8.0,), (16.0, 32.0)))
     with pytest.raises(ValueError, match="equally many"):
