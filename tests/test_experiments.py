@@ -330,6 +330,19 @@ def test_converts_each_picture_once(tmp_path, capsys):
     parts = script.main(script.Config(data=str(tmp_path / "VOC"), out=tmp_path / "out"))
     assert {part: len(source) for part, source in parts.items()} == {"train": 1, "val": 1}
     assert "trainval: left out" in capsys.readouterr().out
+    (lists / "val.txt").write_text("")  # Picture b is in trainval alone.
+    parts = script.main(script.Config(data=str(tmp_path / "VOC"), out=tmp_path / "again"))
+    assert len(parts["trainval"]) == 2
+    (tmp_path / "third" / "val").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="val: is there already"):
+        script.main(script.Config(data=str(tmp_path / "VOC"), out=tmp_path / "third"))
+    assert not (tmp_path / "third" / "annotations").exists()
+
+
+def test_poses_need_joints(boxes_csv, tmp_path):
+    arguments = ["folder", "--data", boxes_csv, "--skip-bad", "--out", tmp_path / "run"]
+    with pytest.raises(ValueError, match=r"has no keypoints.*--format coco_keypoints"):
+        run_script("deep_pose", arguments)
 
 
 def test_a_checkpoint_is_evaluated_on_its_own_classes(run, boxes_csv, tmp_path):

@@ -125,6 +125,20 @@ def test_labels_are_the_same_in_all_parts(tmp_path, write_set):
     assert train.classes == ("cat", "dog") and train.annotations[0].labels.tolist() == [2]
 
 
+def test_a_prepared_set_is_found_below_a_folder_that_is_none_itself(tmp_path, write_set):
+    write_set(tmp_path / "set", "coco")
+    source = read(tmp_path / "set")
+    for name in ("a", "b"):
+        written = arrays.write_arrays({"train": source}, tmp_path / name)
+        assert read(tmp_path / name).classes == source.classes
+        assert len(read(written.parent, format="tfds")) == len(source)
+    (tmp_path / "b" / "converted").rename(tmp_path / "a" / "other")
+    with pytest.raises(DataError, match=r"name one of .*/converted, .*/other"):
+        read(tmp_path / "a")
+    (tmp_path / "a" / "other").rename(tmp_path / "set" / "other")
+    assert read(tmp_path / "set").name == source.name
+
+
 def test_joints_lie_beside_boxes_of_all_classes(tmp_path, write_coco, write_picture):
     """A folder of COCO's: the boxes are read, the joints where they are asked for."""
     write_picture(tmp_path / "train2017" / "a.png")

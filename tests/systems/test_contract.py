@@ -274,12 +274,13 @@ def wrongly_found(truth, found, image):
 
 @pytest.mark.slow
 def test_overfits_one_batch(subject):
-    tx = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, 20, 300))
+    # Two narrow layers of the RPN, which begin at 0.01, do not survive steps of 3e-3.
+    tx = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 100, 800))
     variables = jax.jit(subject.system.init)(jax.random.key(0), subject.batch.images)
     update = jax.jit(tx.update)
     state = tx.init(variables["params"])
     apply = jax.jit(optax.apply_updates)
-    for step in range(300):
+    for step in range(800):
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(subject.batch.keys, step)
         (_, (_, aux)), gradient = subject.loss_and_gradient(
             variables, subject.batch._replace(keys=keys)

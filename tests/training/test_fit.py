@@ -275,3 +275,19 @@ def test_validation_losses_are_means_over_all_batches():
     total, count = sums["loss/all"]
     assert got["loss/all"] == pytest.approx(float(total) / float(count), rel=1e-5)
     assert got["loss"] == pytest.approx(got["loss/all"] + got["loss/few"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"warmup_steps": 4}, "warmup_steps must be at least 0 and below steps. Got 4, 4"),
+        ({"learning_rate": -1.0}, r"learning_rate is out of its range. Got -1\.0"),
+        ({"ema_decay": 2.0}, r"ema_decay is out of its range. Got 2\.0"),
+        ({"evaluate_every": 0}, "evaluate_every is out of its range. Got 0"),
+        ({}, "box_steps must be above warmup_steps. Got 1 and 1"),
+    ],
+)
+def test_numbers_that_do_not_fit(change, message):
+    OPTIONS.check(box_steps=2)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(OPTIONS, **change).check(box_steps=1 if not change else 9)
