@@ -67,10 +67,11 @@ def read_parts(config: Config) -> dict[str, Source]:
         classes = next(iter(parts.values())).classes if parts else None
         options = layouts.Options(report, classes, config.images)
         source = layouts.find_parts(path, options, format=config.format)[part]()
-        known = {a.name for other in parts.values() for a in other.annotations}
-        if part == "trainval" and known.issuperset(a.name for a in source.annotations):
-            print(f"{part}: left out, all of its pictures are in the other parts.", flush=True)
-            continue
+        if part == "trainval":
+            known = {a.name for other in parts.values() for a in other.annotations}
+            if known.issuperset(a.name for a in source.annotations):
+                print(f"{part}: left out, all of its pictures are in the other parts.", flush=True)
+                continue
         parts[part] = sources.without_faults(source, report, skip_bad=config.skip_bad)
         print(sources.describe(parts[part]), flush=True)
     return parts

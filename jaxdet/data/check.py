@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdet.data import layouts
-from jaxdet.data.pictures import Header, PictureFiles, doubts, read_complete, read_header
+from jaxdet.data.pictures import Header, PictureFiles, doubts, parse_header, read_complete
 from jaxdet.data.records import DataError, Source
 from jaxdet.data.reports import Report
 from jaxdet.data.sources import MAX_DECODED, find_bad_pictures
@@ -140,7 +140,8 @@ def _remark_pictures(
 def _look(path: pathlib.Path, *, decode: bool) -> tuple[Header, bytes, str | None] | None:
     """What a picture's header says, its digest and, if decoded, what is doubtful in it."""
     try:
-        header, data = read_header(path), read_complete(path)
+        data = read_complete(path)
+        header = parse_header(data, path)
     except DataError:
         return None
     return header, hashlib.blake2b(data).digest(), doubts(data) if decode else None

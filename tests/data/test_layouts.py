@@ -90,7 +90,7 @@ def test_a_format_that_is_not_there(tmp_path, write_set):
     write_set(tmp_path / "set", "csv")
     with pytest.raises(DataError, match="no data set of the format 'yolo'"):
         read(tmp_path / "set", format="yolo")
-    with pytest.raises(ValueError, match=r"format must be one of coco, .*voc"):
+    with pytest.raises(ValueError, match="format must be one of coco, coco_keypoints, voc"):
         read(tmp_path / "set", format="pascal")
 
 
