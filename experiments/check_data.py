@@ -56,7 +56,7 @@ class Config:
 def main(config: Config) -> dict[str, check.Checked]:
     """Checks, prints, writes; returns what was found by part."""
     path = sources.resolve(config.data, config.data_dir)
-    with tqdm.tqdm(unit="picture", leave=False) as bar:
+    with tqdm.tqdm(unit="look", leave=False) as bar:
 
         def show(part: str, done: int, total: int) -> None:
             bar.total = total

@@ -40,9 +40,6 @@ class Config:
 
 def main(config: Config) -> dict[str, Source]:
     """Reads and writes all parts; returns what was read."""
-    taken = config.out / ("annotations" if config.to == "coco" else arrays.Converted.name)
-    if taken.exists():
-        raise FileExistsError(f"{taken}: is there already. Name another --out.")
     parts = read_parts(config)
     if config.to == "coco":
         coco_write.write_coco(parts, config.out)
@@ -58,9 +55,10 @@ def read_parts(config: Config) -> dict[str, Source]:
     names = layouts.find_parts(
         path, layouts.Options(Report(), None, config.images), format=config.format
     )
-    for part in names if config.to == "coco" else ():
-        if (config.out / part).exists():
-            raise FileExistsError(f"{config.out / part}: is there already. Name another --out.")
+    if config.to == "coco":
+        coco_write.check_free(config.out, names)
+    else:
+        arrays.check_free(config.out)
     parts: dict[str, Source] = {}
     for part in sorted(names, key="trainval".__eq__):  # VOC's holds those of train and val again.
         report = Report()

@@ -175,8 +175,8 @@ def _category_ids(predictor: Predictor, source: Source) -> Sequence[int]:
         return predictor.category_ids
     if unknown := [name for name in source.classes if name not in predictor.classes]:
         raise ValueError(
-            f"{source.name} has the classes {', '.join(source.classes)}; the checkpoint does not "
-            f"know {', '.join(unknown)}, it knows {', '.join(predictor.classes)}."
+            f"{source.name}: of its classes, the checkpoint does not know {', '.join(unknown)}; "
+            f"it knows {', '.join(predictor.classes)}."
         )
     numbers = dict(zip(source.classes, source.category_ids, strict=True))
     return [numbers.get(name, UNKNOWN) for name in predictor.classes]

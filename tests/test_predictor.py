@@ -203,7 +203,7 @@ def test_a_source_may_have_fewer_classes(trained, source):
     rows = predictor.detect_source(finder, variables, dogs, batch_size=2)
     assert rows == [r | {"category_id": 40} for r in everything if r["category_id"] == 7]
     birds = Source("birds", ("dog", "bird"), source.annotations, source.read)
-    with pytest.raises(ValueError, match="does not know bird, it knows cat, dog"):
+    with pytest.raises(ValueError, match="does not know bird; it knows cat, dog"):
         predictor.detect_source(finder, variables, birds, batch_size=2)
 
 

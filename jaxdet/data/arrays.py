@@ -76,6 +76,12 @@ class Converted(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield index, {"image": io.BytesIO(content)} | _row(annotation)
 
 
+def check_free(folder: pathlib.Path) -> None:
+    """Raises a FileExistsError where `write_arrays` would write over something."""
+    if (folder / Converted.name).exists():
+        raise FileExistsError(f"{folder / Converted.name}: is there already. Name another folder.")
+
+
 def write_arrays(sources: Mapping[str, Source], folder: pathlib.Path) -> pathlib.Path:
     """Writes the parts of a data set as array_record files.
 
@@ -86,8 +92,7 @@ def write_arrays(sources: Mapping[str, Source], folder: pathlib.Path) -> pathlib
     Returns:
       The folder of the files.
     """
-    if (folder / Converted.name).exists():
-        raise FileExistsError(f"{folder / Converted.name}: is there already.")
+    check_free(folder)
     builder = Converted(sources, data_dir=str(folder), file_format="array_record")
     with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads.
         builder.download_and_prepare(download_dir=unused)

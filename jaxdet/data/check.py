@@ -6,12 +6,12 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdet.data import layouts
-from jaxdet.data.pictures import Header, PictureFiles, doubts, parse_header, read_complete
+from jaxdet.data.pictures import Header, doubts, parse_header
 from jaxdet.data.records import DataError, Source
 from jaxdet.data.reports import Report
 from jaxdet.data.sources import MAX_DECODED, find_bad_pictures
@@ -56,14 +56,15 @@ def check_data(
       path: As in `sources.open_folder`.
       format: Likewise.
       images: Likewise.
-      progress: Called with the part, how many of its pictures were opened, and how many there are.
+      progress: Called with the part, how many looks at its pictures are done, and how many there
+        are: each picture is decoded, and then its file looked at.
 
     Returns:
       By the parts' names, what was found; with faults of the whole set at each.
     """
     names = layouts.find_parts(path, layouts.Options(Report(), None, images), format=format)
     checked: dict[str, Checked] = {}
-    seen: dict[bytes, tuple[pathlib.Path, str]] = {}
+    seen: dict[bytes, tuple[str, str]] = {}
     for part in names:
         report, source = Report(), None
         with report.noting():
@@ -73,14 +74,15 @@ def check_data(
                 raise DataError(f"{source.name}: holds no images.")
         if source is not None:
 
-            def show(done: int, part: str = part, total: int = len(source)) -> None:
+            def show(done: int, part: str = part, n: int = len(source), before: int = 0) -> None:
                 if progress:
-                    progress(part, done, total)
+                    progress(part, before + done, 2 * n)
 
             for text in find_bad_pictures(source, progress=show).values():
                 report.fault(text)
             _remark_objects(source, report)
-            _remark_pictures(source, part, report, seen)
+            again = functools.partial(show, before=len(source))
+            _remark_pictures(source, part, report, seen, progress=again)
         checked[part] = Checked(source, report)
     return checked
 
@@ -112,36 +114,39 @@ def _remark_objects(source: Source, report: Report) -> None:
 
 
 def _remark_pictures(
-    source: Source, part: str, report: Report, seen: dict[bytes, tuple[pathlib.Path, str]]
+    source: Source,
+    part: str,
+    report: Report,
+    seen: dict[bytes, tuple[str, str]],
+    *,
+    progress: Callable[[int], None],
 ) -> None:
     """What their headers say, and which are the same file; `seen` is over all parts."""
-    if not isinstance(source.read, PictureFiles):
-        return
-    paths = source.read.paths
-    look = functools.partial(_look, decode=len(paths) <= MAX_DECODED)
+    read: Any = source.read
+    look = functools.partial(_look, read, decode=len(source) <= MAX_DECODED)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = list(pool.map(look, paths))
-    for path, found in zip(paths, looks, strict=True):
-        if found is None:  # A fault, and said already.
-            continue
-        header, digest, doubt = found
-        if doubt:
-            report.remark(DOUBTS, f"{path}: {doubt}")
-        if header.turned:
-            report.remark(TURNED, str(path))
-        if header.mode != "RGB":
-            report.remark(MODES.get(header.mode, OTHER_MODE), str(path))
-        other, other_part = seen.setdefault(digest, (path, part))
-        same = other == path and (other_part == part or "trainval" in (part, other_part))
-        if not same:
-            report.remark(SAME_PICTURE, f"{path}, and in {other_part}: {other}")
+        for index, found in enumerate(pool.map(look, range(len(source)))):
+            progress(index + 1)
+            if found is None:  # A fault, and said already.
+                continue
+            where, (header, digest, doubt) = read.where(index), found
+            if doubt:
+                report.remark(DOUBTS, f"{where}: {doubt}")
+            if header.turned:
+                report.remark(TURNED, where)
+            if header.mode != "RGB":
+                report.remark(MODES.get(header.mode, OTHER_MODE), where)
+            other, other_part = seen.setdefault(digest, (where, part))
+            same = other == where and (other_part == part or "trainval" in (part, other_part))
+            if not same:
+                report.remark(SAME_PICTURE, f"{where}, and in {other_part}: {other}")
 
 
-def _look(path: pathlib.Path, *, decode: bool) -> tuple[Header, bytes, str | None] | None:
+def _look(read: Any, index: int, *, decode: bool) -> tuple[Header, bytes, str | None] | None:
     """What a picture's header says, its digest and, if decoded, what is doubtful in it."""
     try:
-        data = read_complete(path)
-        header = parse_header(data, path)
+        data = read.encoded(index)
+        header = parse_header(data, read.where(index))
     except DataError:
         return None
     return header, hashlib.blake2b(data).digest(), doubts(data) if decode else None

@@ -3,14 +3,13 @@
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 
 from jaxdet.data.coco_masks import write_segmentation
-from jaxdet.data.pictures import PictureFiles, read_complete
 from jaxdet.data.records import Annotation, DataError, Source
 
 MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png"}
@@ -64,16 +63,24 @@ def _more(annotation: Annotation, row: int) -> dict[str, Any]:
     return more
 
 
+def check_free(folder: pathlib.Path, parts: Iterable[str]) -> None:
+    """Raises a FileExistsError where `write_coco` would write over something."""
+    for name in ("annotations", *parts):
+        if (folder / name).exists():
+            raise FileExistsError(f"{folder / name}: is there already. Name another folder.")
+
+
 def write_coco(sources: Mapping[str, Source], folder: pathlib.Path) -> None:
     """Writes the parts of a data set as COCO JSON, with copies of their pictures.
 
     Args:
       sources: By the parts' names: train, val, test.
       folder: Gets `annotations/instances_PART.json`, `captions_PART.json` where there are
-        captions, and folders of pictures by the parts' names; these must not be there yet.
+        captions, and folders of pictures by the parts' names. None of them may be there yet.
     """
+    check_free(folder, sources)
+    (folder / "annotations").mkdir(parents=True)
     for part, source in sources.items():
-        (folder / "annotations").mkdir(parents=True, exist_ok=True)
         (folder / part).mkdir()
         data = to_coco(source)
         taken: set[str] = set()
@@ -97,10 +104,7 @@ def write_coco(sources: Mapping[str, Source], folder: pathlib.Path) -> None:
 def encoded_picture(source: Source, index: int) -> tuple[bytes, str]:
     """A picture as a JPEG or PNG file, as it is where it is one; and its suffix."""
     read: Any = source.read
-    if isinstance(read, PictureFiles):
-        content = read_complete(read.paths[index])
-    else:
-        content = read.encoded(index) if hasattr(read, "encoded") else b""
+    content = read.encoded(index) if hasattr(read, "encoded") else b""
     for magic, suffix in MAGIC.items():
         if content.startswith(magic):
             return content, suffix

@@ -24,6 +24,8 @@ from jaxdet.data import (
 from jaxdet.data.records import DataError, Source
 from jaxdet.data.reports import Report
 
+JOINTS = "Files of joints, not read: --format coco_keypoints reads persons with them"
+
 
 class Options(NamedTuple):
     """What a reader is told beside its path."""
@@ -169,7 +171,12 @@ def _loose_coco(path: pathlib.Path, options: Options) -> Parts:
 
 
 def _coco_files(path: pathlib.Path, files: Sequence[pathlib.Path], options: Options) -> Parts:
-    read = functools.partial(coco_json.read_coco, **options._asdict())
+    def read(file: pathlib.Path) -> Source:
+        joints = file.with_name(file.name.replace("instances_", "person_keypoints_", 1))
+        if joints != file and joints.exists():
+            options.report.remark(JOINTS, str(joints))
+        return coco_json.read_coco(file, **options._asdict())
+
     return _one_file_a_part(path, files, read)
 
 

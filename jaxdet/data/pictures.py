@@ -162,7 +162,15 @@ class PictureFiles:
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """The pixels of picture number `index`."""
-        return read_picture(self.paths[index])
+        return decode(self.encoded(index), self.where(index))
+
+    def encoded(self, index: int) -> bytes:
+        """Picture number `index` as it is in its file, complete."""
+        return read_complete(self.paths[index])
+
+    def where(self, index: int) -> str:
+        """What messages call picture number `index`."""
+        return str(self.paths[index])
 
     def select(self, indices: Sequence[int]) -> "PictureFiles":
         """The files of these indices, in this order."""

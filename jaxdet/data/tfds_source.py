@@ -139,11 +139,15 @@ class Records:
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """The pixels of picture number `index`."""
-        return pictures.decode(self.encoded(index), f"{self.folder}: record {self.indices[index]}")
+        return pictures.decode(self.encoded(index), self.where(index))
 
     def encoded(self, index: int) -> bytes:
         """Picture number `index` as it is in the file."""
         return self._files[self.indices[index]]["image"]
+
+    def where(self, index: int) -> str:
+        """What messages call picture number `index`."""
+        return f"{self.folder}: record {self.indices[index]}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split, "indices": self.indices}

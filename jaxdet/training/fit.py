@@ -110,6 +110,7 @@ class Options:
                 raise ValueError(
                     f"{name} must be above warmup_steps. Got {n} and {self.warmup_steps}"
                 )
+        span = self.profile_steps
         for name, within in (
             ("learning_rate", self.learning_rate > 0),
             ("clip_norm", self.clip_norm is None or self.clip_norm > 0),
@@ -117,6 +118,8 @@ class Options:
             ("evaluate_every", self.evaluate_every > 0),
             ("checkpoint_every", self.checkpoint_every > 0),
             ("log_every", self.log_every > 0),
+            ("n_parts", self.n_parts > 0 and self.batch_size % self.n_parts == 0),
+            ("profile_steps", span is None or 1 < span[0] <= span[1]),
         ):
             if not within:
                 raise ValueError(f"{name} is out of its range. Got {getattr(self, name)}")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet.data import check
+from jaxdet.data import arrays, check
 from jaxdet.data.reports import CLIPPED, EMPTY
 
 
@@ -33,7 +33,7 @@ def test_a_good_set_has_no_findings(folder):
     seen = []
     source, report = one_part(folder, progress=lambda *args: seen.append(args))
     assert not report.faults and not report.remarks and len(source) == 8
-    assert seen[-1] == ("all", 8, 8)
+    assert seen == [("all", n, 16) for n in range(1, 17)]
 
 
 def test_every_fault_is_told_with_file_and_field(folder, write_picture):
@@ -101,6 +101,20 @@ def test_a_picture_damaged_in_its_middle_is_named(folder):
     assert len(source) == 8 and not report.faults
     (place,) = report.remarks[check.DOUBTS]
     assert place.startswith(f"{damaged}: Corrupt JPEG data")
+
+
+def test_pictures_in_records_are_looked_at_as_files_are(folder, tmp_path):
+    damaged = folder / "JPEGImages" / "c.jpg"
+    data = damaged.read_bytes()
+    middle = len(data) // 2
+    damaged.write_bytes(data[:middle] + bytes(100) + data[middle + 100 :])
+    shutil.copy(folder / "JPEGImages" / "e.jpg", folder / "JPEGImages" / "f.jpg")
+    source, _ = one_part(folder)
+    records = arrays.write_arrays({"train": source}, tmp_path / "records")
+    _, report = one_part(records)
+    assert set(report.remarks) == {check.DOUBTS, check.SAME_PICTURE} and not report.faults
+    (place,) = report.remarks[check.DOUBTS]
+    assert place.startswith(f"{records}: record 2: Corrupt JPEG data")
 
 
 @pytest.mark.parametrize(

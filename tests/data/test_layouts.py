@@ -149,5 +149,7 @@ def test_joints_lie_beside_boxes_of_all_classes(tmp_path, write_coco, write_pict
     data["categories"] = [{"id": 3, "name": "person", "keypoints": ["nose"], "skeleton": []}]
     data["annotations"][0] |= {"keypoints": [2, 2, 2], "num_keypoints": 1}
     (folder / "person_keypoints_train2017.json").write_text(json.dumps(data))
-    assert read(tmp_path).keypoint_names == ()
+    boxes = read(tmp_path)
+    assert boxes.keypoint_names == ()
+    assert any("not read: --format coco_keypoints" in note for note in boxes.notes)
     assert read(tmp_path, format="coco_keypoints").keypoint_names == ("nose",)

@@ -168,3 +168,12 @@ def test_numbers_that_do_not_fit_stop_before_anything_is_read(monkeypatch, capsy
     with pytest.raises(SystemExit, match="1"):
         recipes.run_experiment(pytest.fail, CONFIGS, default="smoke", description="")
     assert "warmup_steps must be at least 0 and below steps. Got 10, 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n_parts": 0}, {"n_parts": 3}, {"profile_steps": (1, 4)}, {"profile_steps": (5, 4)}]
+)
+def test_numbers_out_of_range_are_named(wrong):
+    fit.Options(batch_size=8, n_parts=4, profile_steps=(2, 2)).check()
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is out of its range"):
+        fit.Options(batch_size=8, **wrong).check()
