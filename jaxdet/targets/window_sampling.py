@@ -38,8 +38,8 @@ def sample_windows(
         uniform.
 
     Returns:
-      xyxy pixels. Those around objects may reach beyond the picture, and cut some of the object
-      off.
+      xyxy pixels. Their centres are in the picture; they may reach beyond it, as windows do that
+      slide over a canvas. Those around objects may cut some of the object off.
     """
     keys = jax.random.split(key, 5)
     chosen = jax.random.categorical(keys[0], jnp.where(objects, 0.0, -jnp.inf), shape=(n,))
@@ -53,8 +53,7 @@ def sample_windows(
     any_side = jnp.exp(jax.random.uniform(keys[3], (n,), minval=low, maxval=high))
     limit = size[::-1].astype(jnp.float32)[None]
     any_side = jnp.minimum(any_side, jnp.maximum(jnp.max(limit), 1))
-    free = jnp.maximum(limit - any_side[:, None], 0)
-    any_center = jax.random.uniform(keys[4], (n, 2)) * free + any_side[:, None] / 2
+    any_center = jax.random.uniform(keys[4], (n, 2)) * limit
 
     around = (jnp.arange(n) < n // 2) & objects.any()
     center = jnp.where(around[:, None], centers, any_center)

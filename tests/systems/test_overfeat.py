@@ -51,6 +51,30 @@ def test_looking_at_a_picture_is_looking_at_each_of_its_windows(fine):
         np.testing.assert_allclose(seen.boxes[:3, i, j], moved, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.7, 1.6, 0.4])
+def test_training_sees_windows_as_detecting_does(scale):
+    """Cut out of the picture one by one, or slid over the resized picture."""
+    seen = jax.jit(functools.partial(overfeat.look, MODEL, scale=scale, fine=True))(
+        VARIABLES, BATCH.images
+    )
+    windows = jnp.broadcast_to(seen.windows.reshape(-1, 4), (4, seen.windows.size // 4, 4))
+
+    @jax.jit
+    def crops(variables):
+        pixels = MODEL.apply(variables, BATCH.images, method=MODEL.pixels)
+        return MODEL.apply(variables, pixels, windows, train=False, method=MODEL.crops)
+
+    logits, codes = crops(VARIABLES)
+    np.testing.assert_allclose(
+        jax.nn.softmax(logits), seen.scores.reshape(logits.shape), rtol=1e-4, atol=1e-5
+    )
+    frames = windows[:, :, None, None]
+    sides = frames[..., 2:] - frames[..., :2]
+    corners = codes.reshape(*codes.shape[:3], 2, 2) * sides + frames[..., :2] + sides / 2
+    boxes = jnp.concatenate([corners.min(axis=-2), corners.max(axis=-2)], axis=-1)
+    np.testing.assert_allclose(boxes, seen.boxes.reshape(boxes.shape), rtol=1e-4, atol=1e-3)
+
+
 def test_windows_of_other_scales_are_in_pixels_of_the_canvas():
     look = functools.partial(overfeat.look, MODEL, VARIABLES, BATCH.images, fine=False)
     seen = jax.jit(functools.partial(look, scale=1.5))()
@@ -101,6 +125,7 @@ class Says(overfeat.OverFeat):
 
 
 # Of one picture: around the object, elsewhere, around it again, and half off it.
+GAP = LossOptions(sample_size=4, negative_iou=0.2)  # Up to 0.3 a window is left out.
 WINDOWS = jnp.array([[0.0, 0, 32, 32], [32, 32, 64, 64], [10, 0, 42, 32], [16, 0, 48, 32]])
 
 
@@ -115,9 +140,7 @@ def test_loss_by_hand(monkeypatch, rng):
     codes[0, :, 1] = 0  # The column of class 2.
     model = Says(DESIGN, cases.K, outputs=(jnp.asarray(logits), jnp.asarray(codes)))
     batch = batch._replace(records=jnp.array([0, -1, -1, -1], jnp.int32))
-    terms, aux = overfeat.loss(
-        model, {"params": {}}, batch, train=False, options=LossOptions(sample_size=4)
-    )
+    terms, aux = overfeat.loss(model, {"params": {}}, batch, train=False, options=GAP)
     # Corners less the window's middle, in its sides of 32 px.
     targets = (
         np.array([[8 - 16, 8 - 16, 28 - 16, 28 - 16], [8 - 26, 8 - 16, 28 - 26, 28 - 16]]) / 32
@@ -128,6 +151,20 @@ def test_loss_by_hand(monkeypatch, rng):
     np.testing.assert_allclose(terms["class"], (entropy, 3), rtol=1e-5)
     hits = np.sum(np.argmax(logits[0, [0, 2]], axis=-1) == 2)
     assert aux.metrics["window_accuracy"] == (hits, 2)
+
+
+def test_a_window_around_a_crowd_is_not_background():
+    """Of crowds of 20 and 64 px: IoU with the windows 0.39, 0, 0.34, 0.203; all are inside."""
+    label = jax.jit(functools.partial(overfeat._label, options=GAP))
+
+    def negative(square):
+        batch = cases.make_batch(squares=([square], [], [], []), crowds=((0, 0),))
+        matches = label(WINDOWS, jax.tree.map(lambda x: x[0], batch.instances))
+        assert not matches.positive.any()
+        return matches.negative
+
+    np.testing.assert_array_equal(negative((8, 8, 20)), [False, True, False, False])
+    assert not negative((0, 0, 64)).any()
 
 
 def merge(scores, boxes, **options):
