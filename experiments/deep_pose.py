@@ -165,6 +165,7 @@ def main(config: Config) -> dict[str, float]:
     val, _ = object_pictures.with_joints(val)
     data = selection.Parts(train, None if rates is None else rates[kept], val)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
+    print(describe_joints(config, train), flush=True)
     model = deep_pose.build(
         len(train.keypoint_names),
         config.architecture,
@@ -228,6 +229,23 @@ def check_joints(config: Config, source: Source) -> None:
                 f"{flag} must be numbers of the {n_joints} keypoints of {source.name}, from 0: "
                 f"{', '.join(source.keypoint_names)}. Got {pairs}"
             )
+
+
+def describe_joints(config: Config, source: Source) -> str:
+    """What the numbers of joints stand for, and whether mirrored pictures fit."""
+    names, augmentation = source.keypoint_names, config.augmentation
+    torso, limbs = (
+        ", ".join(f"{names[a]} to {names[b]}" for a, b in pairs)
+        for pairs in ((config.architecture.torso,), config.limbs)
+    )
+    lines = [f"torso: {torso}; limbs: {limbs}"]
+    mirrored = augmentation.horizontal_flip or augmentation.vertical_flip
+    if mirrored and not source.keypoint_pairs:
+        lines.append(
+            "No joints are known to be left and right of each other: mirrored pictures keep their "
+            "numbers. If there are such joints, --augmentation.horizontal-flip 0."
+        )
+    return "\n".join(lines)
 
 
 def run_stage(

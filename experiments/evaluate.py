@@ -10,14 +10,16 @@ Writes    OUT/detections.json, OUT/results.json, OUT/precision_recall.png, OUT/p
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import tqdm
 
 from jaxdet import predictor
-from jaxdet.data import layouts, shapes, sources
+from jaxdet.data import layouts, selection, shapes, sources
 from jaxdet.data.resize import ShortSide
+from jaxdet.data.selection import Selection
 from jaxdet.metrics import coco
-from jaxdet.training import logging, recipes
+from jaxdet.training import checkpoints, logging, recipes
 from jaxdet.viz import draw, figures
 from jaxdet.weights import detectors, download
 
@@ -52,8 +54,12 @@ class Config:
     """Folder of the pictures of a JSON or CSV file that lie far from it."""
     data_dir: pathlib.Path = pathlib.Path("data")
     """Where generated and TFDS's data sets are kept."""
-    scenes: shapes.Drawing = "full"
-    """Which drawing of `shapes`."""
+    scenes: shapes.Drawing | None = None
+    """Which drawing of `shapes`; if None, the one that the checkpoint was trained on, or full."""
+    n_objects: int | None = None
+    """Only pictures with this many objects; if None, as the checkpoint was trained."""
+    crops: float | None = None
+    """Objects cut out, with this share of their sides around them; if None, likewise."""
     out: pathlib.Path = pathlib.Path("evaluation")
     """Where to write."""
     batch_size: int = 8
@@ -79,15 +85,7 @@ def main(config: Config) -> coco.Evaluation:
             progress=download.show_progress,
         )
         finder, variables = predictor.from_detector(detector)
-    source = sources.open_data(
-        config.data,
-        split=config.split,
-        data_dir=config.data_dir,
-        scenes=config.scenes,
-        images=config.images,
-        format=config.format,
-        skip_bad=config.skip_bad,
-    )
+    source = selection.open_split(as_trained(config), config.split)
     print(sources.describe(source), flush=True)
 
     if finder is not None:
@@ -114,6 +112,34 @@ def main(config: Config) -> coco.Evaluation:
     draw.save_png(config.out / "pictures.png", sheet)
     print(coco.as_table(evaluation))
     return evaluation
+
+
+def as_trained(config: Config) -> Selection:
+    """The data to open: pictures of the kind that the checkpoint was trained on."""
+    trained: dict[str, Any] = {}
+    if config.checkpoint is not None:
+        metadata = checkpoints.read_metadata(config.checkpoint)
+        trained = metadata.get("config", {}).get("selection", {})
+    kind = {
+        name: trained.get(name) if given is None else given
+        for name, given in (
+            ("scenes", config.scenes),
+            ("n_objects", config.n_objects),
+            ("crops", config.crops),
+        )
+        if config.data == "shapes" or name != "scenes"
+    }
+    kind = {name: value for name, value in kind.items() if value is not None}
+    if kind:
+        print("Pictures:", ", ".join(f"{name} {value}" for name, value in kind.items()))
+    return Selection(
+        data=config.data,
+        format=config.format,
+        skip_bad=config.skip_bad,
+        images=config.images,
+        data_dir=config.data_dir,
+        **kind,
+    )
 
 
 if __name__ == "__main__":

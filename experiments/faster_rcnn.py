@@ -206,7 +206,7 @@ CONFIGS = {
     "shapes_long": ("The same scenes; an hour on two CPU cores.", SHAPES_LONG),
     "smoke": ("Seconds; does every part work?", SMOKE),
     "folder": ("Your own pictures (--data PATH), from random weights.", FOLDER),
-    "voc07": ("PASCAL VOC 2007, trainval to test, from random weights; for accelerators.", VOC07),
+    "voc07": ("PASCAL VOC 2007, trainval; the best on test is kept. For accelerators.", VOC07),
     "coco": ("COCO 2017 (--data coco), from random weights, 37 epochs; for accelerators.", COCO),
 }
 # What may differ when a run is gone on with.
@@ -223,6 +223,10 @@ def main(config: Config) -> dict[str, float]:
         rate = dataclasses.replace(config.training, learning_rate=config.fine_tune_rate)
         architecture = pretrained.description.architecture
         config = dataclasses.replace(config, architecture=architecture, training=rate)
+        print(
+            f"The weights were made for pictures of {pretrained.description.canvases}; here they "
+            f"have --canvases {config.canvases}. Larger ones find more, and take longer."
+        )
     options, chosen = config.training, config.selection
     log = logging.MetricsLog(config.out)
     begun -= logging.seconds(config.out)  # Earlier starts count, too.

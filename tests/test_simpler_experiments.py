@@ -53,7 +53,7 @@ def test_classifiers_refuse_pictures_of_many_objects(data_dir, tmp_path):
         run_script("classifier", arguments)
 
 
-def test_localizes_in_stages(data_dir, tmp_path):
+def test_localizes_in_stages(data_dir, tmp_path, capsys):
     out = tmp_path / "staged"
     metrics = run_script("localizer", ["smoke", "--data-dir", data_dir, "--out", out])
     assert_written(
@@ -66,6 +66,13 @@ def test_localizes_in_stages(data_dir, tmp_path):
     )
     assert metrics.keys() >= {"localization_top1", "localization_top5", "mean_iou", "AP50"}
     assert json.loads((out / "results.json").read_text())["metrics"].keys() == metrics.keys()
+    # It is evaluated on pictures of the kind that it was trained on.
+    evaluate = load("evaluate")
+    again = evaluate.main(
+        evaluate.Config("shapes", data_dir=data_dir, checkpoint=out, out=tmp_path / "again")
+    )
+    assert "scenes single_tiny" in capsys.readouterr().out
+    assert again.metrics["AP50"] == pytest.approx(metrics["AP50"], abs=1e-6)
     # The box head alone was trained.
     first, second = (
         checkpoints.load_variables(folder / "checkpoints" / "last")[0]["params"]
@@ -254,6 +261,16 @@ def test_deep_pose_goes_on_after_a_budget_and_draws_nothing_if_told_so(posed, da
         )
         jax.tree.map(np.testing.assert_array_equal, first, second)
     assert (tmp_path / "poses.json").read_text() == (whole / "poses.json").read_text()
+
+
+def test_deep_pose_tells_which_joints_it_measures(data_dir):
+    module = load("deep_pose")
+    source = shapes.load("test", data_dir=data_dir, config=shapes.SINGLE_TINY)
+    text = module.describe_joints(module.SMOKE, source)
+    a, b = (source.keypoint_names[i] for i in module.SMOKE.architecture.torso)
+    assert text.startswith(f"torso: {a} to {b}; limbs: ") and "\n" not in text
+    unpaired = dataclasses.replace(source, keypoint_pairs=())
+    assert "--augmentation.horizontal-flip 0" in module.describe_joints(module.SMOKE, unpaired)
 
 
 @pytest.mark.parametrize(

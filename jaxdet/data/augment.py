@@ -215,6 +215,7 @@ def _framed(
     if patches < options.patch:
         frame = windows.sample_patch(own, frame, boxes)
         outside = ~windows.holds_centers(frame, annotation.boxes) & ~annotation.crowd
+        outside &= ~transforms.whole_pictures(annotation)
         annotation = annotation._replace(difficult=annotation.difficult | outside)
     if options.crop < 1:
         frame = windows.crop_with_object(own, frame, boxes, least=options.crop)

@@ -17,6 +17,7 @@ from jaxdet.data.reports import Report
 from jaxdet.data.sources import MAX_DECODED, find_bad_pictures
 
 TURNED = "Pictures that EXIF data want turned, taken as they are stored"
+UPRIGHT = "Pictures that are turned as their EXIF data says"
 DOUBTS = "JPEG files that may be damaged: look at them"
 SAME_PICTURE = "Pictures that are there twice"
 SAME_OBJECT = "Objects that are there twice, same class and same box"
@@ -133,7 +134,7 @@ def _remark_pictures(
             if doubt:
                 report.remark(DOUBTS, f"{where}: {doubt}")
             if header.turned:
-                report.remark(TURNED, where)
+                report.remark(UPRIGHT if getattr(read, "upright", False) else TURNED, where)
             if header.mode != "RGB":
                 report.remark(MODES.get(header.mode, OTHER_MODE), where)
             other, other_part = seen.setdefault(digest, (where, part))

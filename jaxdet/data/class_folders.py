@@ -2,7 +2,8 @@
 
     cat/a.jpg  dog/b.jpg      train/cat/a.jpg  train/dog/b.jpg  val/cat/c.jpg   (as ImageNet)
 
-A picture's only object is the picture: its box is that of the whole.
+A picture's only object is the picture: its box is that of the whole. Pictures are turned as their
+EXIF data says.
 """
 
 import pathlib
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from jaxdet.data import splits
 from jaxdet.data.assemble import WHOLE, assemble, whole
 from jaxdet.data.pictures import SUFFIXES, PictureFiles, read_header
-from jaxdet.data.records import Annotation, Source
+from jaxdet.data.records import Annotation, DataError, Source
 from jaxdet.data.reports import Report, reporting
 
 Folders = dict[pathlib.Path, list[pathlib.Path]]
@@ -27,25 +28,30 @@ def find_folders(root: pathlib.Path) -> dict[str, Folders]:
     Returns:
       Sorted pictures by folder, by part; one part, "all", where folders are not named for parts.
     """
-    inner = _folders(root)
+    inner = _by_folder(root)
     named = {part: folder for folder in inner if (part := splits.split_of(folder.name))}
-    if len(named) < len(inner):
-        named = {"all": root}
-    parts = {part: _by_class(folder) for part, folder in named.items()}
+    others = [folder for folder in inner if folder not in named.values()]
+    if others and len(named) > 1:
+        raise DataError(
+            f"{root}: some folders are named for parts ({', '.join(named)}), and others are not: "
+            f"{', '.join(folder.name for folder in others)}. Move these elsewhere."
+        )
+    if others or not named:
+        return {"all": inner} if inner else {}
+    parts = {part: _by_folder(folder) for part, folder in named.items()}
     return {part: found for part, found in parts.items() if found}
 
 
-def _by_class(root: pathlib.Path) -> Folders:
+def _by_folder(root: pathlib.Path) -> Folders:
+    """The pictures of each folder that has any, at any depth."""
     found = {}
-    for folder in _folders(root):
+    for folder in sorted(f for f in root.iterdir() if f.is_dir()):
+        if folder.name.startswith((".", "__MACOSX")):
+            continue
         pictures = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
         if pictures:
             found[folder] = pictures
     return found
-
-
-def _folders(root: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
 def class_names(parts: Mapping[str, Folders]) -> tuple[str, ...]:
@@ -83,12 +89,12 @@ def read_folders(
             for file in files:
                 number += 1
                 with report.noting(picture=file):
-                    size, where = read_header(file).size, str(file.relative_to(folder.parent))
+                    size, where = read_header(file).upright, str(file.relative_to(folder.parent))
                     good[file] = assemble(number, where, size, [whole(where, size, label)], report)
         return Source(
             name=name,
             classes=tuple(classes),
             annotations=tuple(good.values()),
-            read=PictureFiles(tuple(good)),
+            read=PictureFiles(tuple(good), upright=True),
             notes=(WHOLE, *report.notes()),
         )

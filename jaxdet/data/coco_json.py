@@ -5,7 +5,9 @@ the order of the ids, and the ids are kept for writing results. Masks stay as th
 until they are asked for.
 """
 
+import itertools
 import pathlib
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -106,11 +108,22 @@ def read_coco(
         )
 
 
+# What names of the left side have, and those of the right side in its place.
+SIDES = (
+    *(("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT")),
+    *((r"^l(?=[_ .-])", "r"), (r"(?<=[_ .-])l$", "r")),
+    *((r"^L(?=[_ .-]|[A-Z][a-z])", "R"), (r"(?<=[_ .-])L$|(?<=[a-z])L$", "R")),
+)
+
+
 def left_right_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Indices of names that differ in "left" and "right" only."""
-    places = {name.lower(): i for i, name in enumerate(names)}
-    mirrored = {name: name.replace("left", "right") for name in places if "left" in name}
-    pairs = [sorted((places[a], places[b])) for a, b in mirrored.items() if b in places]
+    """Indices of names that differ in "left" and "right" only; or in a first or last l and r."""
+    places = {name: i for i, name in enumerate(names)}
+    pairs = []
+    for (left, right), name in itertools.product(SIDES, names):
+        other = re.sub(left, right, name)
+        if other != name and other in places:
+            pairs.append(sorted((places[name], places[other])))
     return tuple((one, other) for one, other in sorted(pairs))
 
 

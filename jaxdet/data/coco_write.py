@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from jaxdet.data.coco_masks import write_segmentation
+from jaxdet.data.pictures import parse_header
 from jaxdet.data.records import Annotation, DataError, Source
 
 MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png"}
@@ -105,6 +106,8 @@ def encoded_picture(source: Source, index: int) -> tuple[bytes, str]:
     """A picture as a JPEG or PNG file, as it is where it is one; and its suffix."""
     read: Any = source.read
     content = read.encoded(index) if hasattr(read, "encoded") else b""
+    if getattr(read, "upright", False) and parse_header(content, read.where(index)).turned:
+        content = b""  # Who reads it there may not turn it.
     for magic, suffix in MAGIC.items():
         if content.startswith(magic):
             return content, suffix

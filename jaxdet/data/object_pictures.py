@@ -110,4 +110,4 @@ def _read(
     index: int,
 ) -> UInt8[np.ndarray, "h w 3"]:
     y1, x1, y2, x2 = windows[index]
-    return read(pictures[index])[y1:y2, x1:x2]
+    return read(pictures[index])[y1:y2, x1:x2].copy()  # A view would keep the whole picture.

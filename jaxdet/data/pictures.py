@@ -28,6 +28,7 @@ class Header(NamedTuple):
     size: tuple[int, int]  # (height, width) of the pixels as they are stored.
     mode: str  # Pillow's: "RGB", "L", "RGBA", "P", "CMYK", "I;16", ...
     turned: bool  # Whether EXIF data want the picture turned or mirrored.
+    upright: tuple[int, int]  # (height, width) once it is.
 
 
 def read_header(path: pathlib.Path) -> Header:
@@ -40,8 +41,8 @@ def read_picture(path: pathlib.Path, *, orientation: bool = False) -> UInt8[np.n
 
     Args:
       path: The file.
-      orientation: Turn the picture as its EXIF data says. Annotated data wants False: its boxes
-        were drawn on the pixels as they are stored. Pictures to predict on want True.
+      orientation: Turn the picture as its EXIF data says. Pictures to predict on want True;
+        annotated ones what their annotations were drawn on.
 
     Returns:
       RGB pixels.
@@ -82,7 +83,9 @@ def parse_header(picture: bytes | pathlib.Path, where: pathlib.Path | str) -> He
             warnings.simplefilter("ignore")
             with Image.open(stream) as opened:
                 width, height = opened.size
-                header = Header((height, width), opened.mode, _turned(opened))
+                orientation = _orientation(opened)
+                upright = (width, height) if orientation > 4 else (height, width)
+                header = Header((height, width), opened.mode, orientation > 1, upright)
     except UnidentifiedImageError as error:
         raise DataError(
             f"{where}: not a picture that can be read. Replace or remove it."
@@ -95,13 +98,15 @@ def parse_header(picture: bytes | pathlib.Path, where: pathlib.Path | str) -> He
     return header
 
 
-def _turned(picture: Image.Image) -> bool:
+def _orientation(picture: Image.Image) -> int:
+    """1 to 8, as EXIF has it: from 2 on turned or mirrored, from 5 on with sides exchanged."""
     if "exif" not in picture.info:  # Pillow would decode a PNG to look behind its pixels.
-        return False
+        return 1
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        found = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Broken EXIF data do not spoil the pixels.
-        return False
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _decode(data: bytes, how: int, where: pathlib.Path | str) -> np.ndarray:
@@ -159,10 +164,12 @@ class PictureFiles:
     """Reads picture number i of a list of files; the `read` of a source on disk."""
 
     paths: tuple[pathlib.Path, ...]
+    upright: bool = False
+    """Whether pictures are turned as their EXIF data says."""
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """The pixels of picture number `index`."""
-        return decode(self.encoded(index), self.where(index))
+        return decode(self.encoded(index), self.where(index), orientation=self.upright)
 
     def encoded(self, index: int) -> bytes:
         """Picture number `index` as it is in its file, complete."""
@@ -174,4 +181,4 @@ class PictureFiles:
 
     def select(self, indices: Sequence[int]) -> "PictureFiles":
         """The files of these indices, in this order."""
-        return PictureFiles(tuple(self.paths[index] for index in indices))
+        return dataclasses.replace(self, paths=tuple(self.paths[index] for index in indices))

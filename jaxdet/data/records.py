@@ -101,7 +101,8 @@ class Source:
             raise DataError(
                 f"{annotation.name}: the picture is {pixels.shape[0]} x {pixels.shape[1]} "
                 f"(height x width), its annotation says {annotation.size[0]} x "
-                f"{annotation.size[1]}. Correct width and height, or put the right picture there."
+                f"{annotation.size[1]}. Correct width and height (and the boxes, if the two were "
+                "exchanged because EXIF data turn the picture), or put the right picture there."
             )
         return pixels, annotation
 

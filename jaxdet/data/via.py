@@ -102,7 +102,7 @@ def read_via(
                     raise DataError(f"{path}: {short(key)}: its picture is another's too.")
                 read = functools.partial(
                     _objects,
-                    size=(size := read_header(file).size),
+                    size=(size := read_header(file).upright),
                     key=key_of_class,
                     classes=classes,
                     report=report,
@@ -116,7 +116,7 @@ def read_via(
             name=str(path),
             classes=tuple(classes),
             annotations=tuple(annotations),
-            read=PictureFiles(tuple(found)),
+            read=PictureFiles(tuple(found), upright=True),
             notes=report.notes(),
         )
 

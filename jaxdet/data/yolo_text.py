@@ -104,7 +104,7 @@ def read_yolo(
         pictures = sorted({p for folder in folders for p in _pictures(folder)})
         for number, path in enumerate(pictures, start=1):
             with report.noting(picture=path):
-                size = read_header(path).size
+                size = read_header(path).upright
                 read = functools.partial(_object, size=size, data=data, classes=known)
                 objects = report.each(path, _lines(labels_of(path), report), read)
                 if path not in report.bad:
@@ -117,7 +117,7 @@ def read_yolo(
             name=name,
             classes=known,
             annotations=tuple(annotations),
-            read=PictureFiles(tuple(files)),
+            read=PictureFiles(tuple(files), upright=True),
             notes=report.notes(),
             keypoint_names=tuple(str(i) for i in range(data.keypoints[0])),
             keypoint_pairs=data.pairs,

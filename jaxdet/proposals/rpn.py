@@ -258,15 +258,15 @@ def rpn_loss(
       Both terms are divided by the number of sampled anchors, as torchvision does; the paper
       divides the regression by the number of positions and weights it by 10, about the same.
     """
-    matches = matching.match_boxes(
+    matches = matching.match_objects(
         boxes,
         objects,
+        regions,
         anchors,
         positive_iou=options.positive_iou,
         negative_iou=options.negative_iou,
         keep_best=True,
     )
-    matches = matching.ignore_regions(matches, anchors, boxes, regions)
     sample = sampling.sample_balanced(
         key,
         matches.positive,

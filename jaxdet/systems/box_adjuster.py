@@ -193,7 +193,7 @@ def adjust(
       model: The architecture.
       variables: Its parameters and statistics.
       images: Pictures on a canvas.
-      boxes: Where to start, xyxy pixels; padding may be among them.
+      boxes: Where to start, xyxy pixels, clipped first; padding may be among them.
       max_steps: As in `settle`.
       tolerance: As in `settle`.
     """
@@ -204,6 +204,7 @@ def adjust(
         moved = coders.decode_boxes(deltas, boxes, weights=BOX_WEIGHTS)
         return jax.vmap(box_ops.clip)(moved, images.sizes)
 
+    boxes = jax.vmap(box_ops.clip)(boxes, images.sizes)  # As those that are learnt from.
     return settle(step, boxes, max_steps=max_steps, tolerance=tolerance)
 
 

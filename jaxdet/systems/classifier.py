@@ -105,7 +105,8 @@ def loss(
 
     Returns:
       (sum, count) of `class`, the count that of pictures, and `Aux`, whose metrics are the shares
-      of pictures whose class is the likeliest (`top1`) or among the five likeliest (`top5`).
+      of pictures of which an object's class is the likeliest (`top1`) or among the five likeliest
+      (`top5`), as in `metrics.localization`.
 
     Source:
       Krizhevsky et al. 2012 (Advances in Neural Information Processing Systems 25), section 2,
@@ -125,12 +126,12 @@ def loss(
     labelled = jnp.any(objects, axis=1)
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), options.label_smoothing)
     entropy = optax.losses.softmax_cross_entropy(logits, targets)
-    metrics = {
-        f"top{n}": classification.weighted_sum(
-            localization.among_top(logits, labels, n).astype(jnp.float32), labelled
-        )
-        for n in (1, 5)
-    }
+    metrics = {}
+    for n in (1, 5):
+        each = jnp.repeat(logits[:, None], objects.shape[1], axis=1)
+        among = localization.among_top(each, batch.instances.labels - 1, n)
+        hits = jnp.any(among & objects, axis=1).astype(jnp.float32)
+        metrics[f"top{n}"] = classification.weighted_sum(hits, labelled)
     return {"class": classification.weighted_sum(entropy, labelled)}, Aux(metrics, stats)
 
 

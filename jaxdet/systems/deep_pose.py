@@ -36,10 +36,10 @@ from jaxdet.features.networks import Network
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders
 from jaxdet.geometry import keypoints as keypoint_ops
+from jaxdet.image import crops
 from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
 from jaxdet.metrics.pose import Errors
-from jaxdet.regions import roi_align
 from jaxdet.structures import Batch, Images, Instances
 from jaxdet.targets import sampling
 from jaxdet.training import steps
@@ -158,11 +158,11 @@ class DeepPose(nn.Module):
     ) -> Float[Array, "b m j 2"]:
         """Returns where one stage sees the joints in the frames of boxes."""
         size = self.crop_size
-        cut = functools.partial(roi_align.roi_align, output_size=size, aligned=True)
+        cut = functools.partial(crops.crop_resized, size=size)
         # Where a picture ends, its crops go on in the mean colour.
-        crops = jax.vmap(cut)(pixels, boxes).reshape(-1, size, size, 3)
+        pieces = jax.vmap(cut)(pixels, boxes).reshape(-1, size, size, 3)
         keys = None if keys is None else keys.reshape(-1)
-        joints = self.stages[stage](crops, train=train, keys=keys)
+        joints = self.stages[stage](pieces, train=train, keys=keys)
         return joints.reshape(*boxes.shape[:2], *joints.shape[1:])
 
     def first_frames(self, boxes: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:

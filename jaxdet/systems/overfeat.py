@@ -249,19 +249,15 @@ def _loss(
 def _label(
     windows: Float[Array, "m 4"], truth: Instances, *, options: LossOptions
 ) -> matching.Matches:
-    match = functools.partial(
-        matching.match_boxes,
+    return matching.match_objects(
         truth.boxes,
-        anchors=windows,
+        truth.objects,
+        truth.regions,
+        windows,
         positive_iou=options.positive_iou,
         negative_iou=options.negative_iou,
         keep_best=False,
     )
-    matches = match(truth.objects)
-    # A window around a region is larger than it, so that little of the window is inside.
-    around = ~match(truth.regions).negative
-    matches = matches._replace(negative=matches.negative & ~around)
-    return matching.ignore_regions(matches, windows, truth.boxes, truth.regions)
 
 
 class Windows(NamedTuple):

@@ -5,6 +5,7 @@ of both has more overlaps than memory, so boxes are taken one object at a time: 
 all anchors at once, which is all that "the anchor it overlaps most" needs.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -131,6 +132,42 @@ def match_priors(
     best = _best_of_boxes(objects, valid, anchors, _first_largest)
     index = jnp.where(best.claim >= 0, best.claim, best.index)
     return _decide(best._replace(index=index), positive_iou, positive_iou, True)
+
+
+def match_objects(
+    boxes: Float[Array, "n 4"],
+    objects: Bool[Array, " n"],
+    regions: Bool[Array, " n"],
+    anchors: Float[Array, "m 4"],
+    *,
+    positive_iou: float | int,
+    negative_iou: float | int,
+    keep_best: bool,
+) -> Matches:
+    """`match_boxes` with objects, and `ignore_regions` of what is neither object nor background.
+
+    Args:
+      boxes: xyxy pixels.
+      objects: Rows of `boxes` to be found.
+      regions: Rows of `boxes`, crowds or difficult objects: anchors in them are not negative, nor
+        are those that would not be, were the region an object. An anchor around a small object is
+        larger than it, and so not in it.
+      anchors: xyxy pixels.
+      positive_iou: As in `match`.
+      negative_iou: As in `match`.
+      keep_best: As in `match`.
+    """
+    match = functools.partial(
+        match_boxes,
+        boxes,
+        anchors=anchors,
+        positive_iou=positive_iou,
+        negative_iou=negative_iou,
+        keep_best=keep_best,
+    )
+    matches = match(objects)
+    matches = matches._replace(negative=matches.negative & match(regions).negative)
+    return ignore_regions(matches, anchors, boxes, regions)
 
 
 def ignore_regions(

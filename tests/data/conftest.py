@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import small_sets
+from PIL import Image
 
 
 @pytest.fixture
@@ -17,6 +18,25 @@ def write_picture(rng):
         pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
         assert cv2.imwrite(str(path), pixels[..., ::-1])
         return pixels
+
+    return write
+
+
+@pytest.fixture
+def write_turned():
+    """Writes a black picture of 40 x 60 as a phone does that was held upright.
+
+    `write_turned(path)`: what is shown has 60 x 40, and is white at [10:20, 5:15].
+    """
+
+    def write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shown = np.zeros((60, 40, 3), np.uint8)
+        shown[10:20, 5:15] = 255
+        picture = Image.fromarray(np.ascontiguousarray(np.rot90(shown)))
+        exif = picture.getexif()
+        exif[0x0112] = 6
+        picture.save(path, exif=exif, quality=100)
 
     return write
 

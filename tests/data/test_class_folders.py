@@ -40,6 +40,23 @@ def test_parts_with_a_folder_for_each_class(write_folders):
     assert "whole pictures" in val.notes[0]
 
 
+def test_pictures_are_turned_as_they_are_shown(tmp_path, write_turned):
+    write_turned(tmp_path / "cat" / "a.jpg")
+    source = sources.open_folder(tmp_path, split="train", format="folders")
+    pixels, a = source[0]
+    assert a.size == (60, 40) and pixels[11:19, 6:14].min() > 200
+
+
+def test_other_folders_beside_parts(write_folders, tmp_path):
+    root = write_folders("train/cat/a.png", "val/cat/b.png", "val/dog/c.png")
+    (root / "__MACOSX" / "train").mkdir(parents=True)
+    (root / "labels").mkdir()
+    assert sources.open_folder(root, split="val").classes == ("cat", "dog")
+    write_folders("copies/cat/a.png")
+    with pytest.raises(DataError, match=r"train, val\), and others are not: copies\. Move"):
+        sources.open_folder(root, split="val")
+
+
 def test_one_part_is_divided(write_folders):
     root = write_folders(*(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)))
     train, val = (sources.open_folder(root, split=split) for split in ("train", "val"))

@@ -173,8 +173,22 @@ def test_faulty_keypoints(coco, bad):
 
 
 def test_pairs_by_name():
-    names = ["nose", "right_ear", "left_ear", "tail", "left_hoof", "LeftWing", "rightwing"]
-    assert coco_json.left_right_pairs(names) == ((1, 2), (5, 6))
+    names = ["nose", "right_ear", "left_ear", "tail", "left_hoof", "left wing"]
+    assert coco_json.left_right_pairs(names) == ((1, 2),)
+    names = [
+        "L_Eye",
+        "R_Eye",
+        "hip_l",
+        "hip_r",
+        "LKnee",
+        "RKnee",
+        "footL",
+        "footR",
+        "Left",
+        "Right",
+    ]
+    assert coco_json.left_right_pairs(names) == ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
+    assert coco_json.left_right_pairs(["Lid", "Rid", "al", "ar", "l", "r"]) == ()
 
 
 def test_captions_beside_and_alone(coco, tmp_path):

@@ -84,6 +84,7 @@ def test_crops_are_the_pixels_of_the_objects():
         pixels, annotation = cut[index]
         np.testing.assert_array_equal(pixels, picture(number)[y1:y2, x1:x2])
         np.testing.assert_array_equal(annotation.boxes, [[0, 0, x2 - x1, y2 - y1]])
+        assert pixels.base is None, "a view keeps the whole picture in memory"
     assert [a.image_id for a in cut.annotations] == [1, 2, 3, 4, 5]
     assert cut.annotations[1].name == "0.png, object 2"
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(cut))[0][0], cut[0][0])

@@ -3,7 +3,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxdet.data import pictures
 from jaxdet.data.records import DataError
@@ -87,9 +87,23 @@ def test_headers(tmp_path, rng):
         ("h.webp", pixels, "RGB"),
     ):
         cv2.imwrite(str(tmp_path / name), array)
-        assert pictures.read_header(tmp_path / name) == ((6, 5), mode, False)
+        assert pictures.read_header(tmp_path / name) == ((6, 5), mode, False, (6, 5))
     with pytest.raises(DataError, match=r"gone.png: cannot be read"):
         pictures.read_header(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_once_turned(tmp_path, orientation):
+    path = tmp_path / "a.jpg"
+    picture = Image.new("RGB", (5, 6))
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    picture.save(path, exif=exif)
+    header = pictures.read_header(path)
+    assert header.turned == (orientation > 1)
+    assert header.upright == ImageOps.exif_transpose(Image.open(path)).size[::-1]
+    files = pictures.PictureFiles((path,), upright=True)
+    assert files(0).shape[:2] == files.select([0])(0).shape[:2] == header.upright
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -99,7 +113,7 @@ def test_cmyk_and_turned_headers(tmp_path, suffix):
     exif[0x0112] = 3
     picture.save(tmp_path / f"a.{suffix}", exif=exif)
     header = pictures.read_header(tmp_path / f"a.{suffix}")
-    assert header == ((6, 5), picture.mode, True)
+    assert header == ((6, 5), picture.mode, True, (6, 5))
     assert pictures.read_picture(tmp_path / f"a.{suffix}").shape == (6, 5, 3)
 
 

@@ -283,6 +283,14 @@ def test_turning_an_object_thin_is_not_cutting_it():
     np.testing.assert_allclose(sides, [np.sqrt(2), 60 * np.sqrt(2)], atol=0.01)
 
 
+def test_a_part_of_a_picture_still_is_of_its_class():
+    image = np.zeros((100, 80, 3), np.uint8)
+    annotation = annotate(image, np.float32([[0, 0, 80, 100], [0, 0, 80, 99]]))
+    view = View((0, 0, 40, 20), (0, 0, 100, 80), (100, 80))
+    seen = transforms.drop_unseen(transforms.move_annotation(annotation, view), annotation, view)
+    np.testing.assert_array_equal(seen.difficult, [False, True])
+
+
 def test_without_objects(rng):
     image = rng.integers(0, 256, (50, 70, 3)).astype(np.uint8)
     empty = annotate(

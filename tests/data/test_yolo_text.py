@@ -30,6 +30,14 @@ def test_a_box_by_hand(one):
     assert a.size == (40, 60) and a.segments is None and source.keypoint_names == ()
 
 
+def test_boxes_are_of_the_picture_as_it_is_shown(one, tmp_path, write_turned):
+    write_turned(tmp_path / "images" / "a.jpg")
+    source = one("0 0.25 0.25 0.25 0.16666667")
+    pixels, a = source[0]
+    np.testing.assert_allclose(a.boxes, [[5, 10, 15, 20]], atol=1e-4)
+    assert a.size == (60, 40) and pixels[11:19, 6:14].min() > 200 and pixels.mean() < 20
+
+
 def test_a_polygon_by_hand(one):
     (segment,) = one("0 0.1 0.1 0.5 0.1 0.5 0.6").annotations[0].segments
     np.testing.assert_allclose(segment.rings[0], [[6, 4], [30, 4], [30, 24]], atol=1e-5)

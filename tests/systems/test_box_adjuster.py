@@ -96,6 +96,16 @@ def model():
     )
 
 
+def test_starts_are_clipped(model):
+    batch = cases.make_batch()
+    variables = jax.eval_shape(model.init, jax.random.key(0), batch.images)
+    far = jnp.broadcast_to(jnp.array([-9.0, 5, 90, 50]), (4, 1, 4))
+    adjust = functools.partial(box_adjuster.adjust, model, max_steps=0)
+    got = jax.jit(adjust)(cases.drawn(variables), batch.images, far)
+    # The last picture has 40 x 48.
+    np.testing.assert_array_equal(got.boxes[:, 0], [[0, 5, 64, 50]] * 3 + [[0, 5, 48, 40]])
+
+
 @pytest.fixture(scope="module")
 def loss_and_gradient(model):
     def total(params, variables, batch):

@@ -64,6 +64,16 @@ def test_loss_by_hand(smoothing):
     }
 
 
+def test_any_object_s_class_is_right():
+    truth = BATCH.instances
+    two = truth._replace(labels=truth.labels.at[0, 1].set(2), valid=truth.valid.at[0, 1].set(True))
+    says = Says(logits=[[0.0, 2, -1], *LOGITS[1:]])
+    for instances, right in ((truth, 2), (two, 3)):
+        batch = BATCH._replace(instances=instances)
+        _, aux = classifier.loss(says, {"params": {}}, batch, train=False)
+        assert aux.metrics["top1"] == (right, 4)
+
+
 def test_detections_are_the_likeliest_classes_of_whole_pictures():
     found = classifier.detect(
         Says(logits=LOGITS), {}, BATCH.images, options=DetectOptions(n_guesses=2)

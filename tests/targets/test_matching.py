@@ -281,6 +281,30 @@ def test_regions_hide_negatives_only(compiled):
     np.testing.assert_array_equal(got.index, matches.index)
 
 
+@pytest.mark.parametrize(("keep_best", "best"), [(True, False), (False, True)])
+def test_anchors_around_a_small_region_are_no_background(compiled, keep_best, best):
+    """IoU with the region of 16 px: 0.25 (its best), 0.14 and 0; with that of 20 px: 0.39, 0.27."""
+    anchors = jnp.array([[0.0, 0, 32, 32], [16, 16, 48, 48], [40, 0, 72, 32]])
+    run = functools.partial(
+        matching.match_objects, positive_iou=0.7, negative_iou=0.3, keep_best=keep_best
+    )
+    nothing, there = jnp.zeros(1, bool), jnp.ones(1, bool)
+    small = compiled(run)(jnp.array([[8.0, 8, 24, 24]]), nothing, there, anchors)
+    np.testing.assert_array_equal(small.negative, [best, True, True])
+    larger = compiled(run)(jnp.array([[6.0, 6, 26, 26]]), nothing, there, anchors)
+    np.testing.assert_array_equal(larger.negative, [False, True, True])
+    assert not small.positive.any() and not larger.positive.any()
+    # An object takes what it would take without the region.
+    both = compiled(run)(
+        jnp.array([[8.0, 8, 24, 24], [0, 0, 32, 32]]),
+        jnp.array([False, True]),
+        jnp.array([True, False]),
+        anchors,
+    )
+    np.testing.assert_array_equal(both.positive, [True, False, False])
+    assert both.index[0] == 1
+
+
 def test_regions_meet_oracle(compiled, rng):
     anchors, regions = whole_boxes(rng, 60), whole_boxes(rng, 11)
     valid, negative = rng.uniform(size=11) < 0.5, rng.uniform(size=60) < 0.8
