@@ -16,8 +16,9 @@ Run       python experiments/localizer.py
 Check     python experiments/localizer.py smoke
 Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/, pictures/,
           progress/ (guesses about a few held-out pictures at each evaluation) and progress.png,
-          detections.json (a COCO results file), curves.png, results.json; classifier/ (the same of
-          the first stage, where there is one); with compare a folder for each way, and table.md
+          detections.json (a COCO results file), curves.png, results.json; classifier/ (the first
+          stage's log and checkpoints, where there is one); with compare a folder for each way, and
+          table.md
 """
 
 import dataclasses
@@ -131,7 +132,12 @@ FOLDER = dataclasses.replace(
     augmentation=Augmentation(scale=(0.7, 1.3), brightness=0.2, contrast=0.2, saturation=0.2),
     architecture=Architecture(Network()),
     training=dataclasses.replace(
-        SHAPES.training, batch_size=16, steps=2000, evaluate_every=500, checkpoint_every=500
+        SHAPES.training,
+        batch_size=16,
+        steps=2000,
+        learning_rate=3e-4,
+        evaluate_every=500,
+        checkpoint_every=500,
     ),
     out=pathlib.Path("runs/localizer_folder"),
 )
