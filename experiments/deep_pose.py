@@ -1,9 +1,9 @@
 """DeepPose: where are the joints of an object, first from its box, then from around each joint?
 
 Source    Toshev & Szegedy 2014 (arXiv:1312.4659v3).
-Expected  shapes: PCK at a tenth of the diagonal on the test split 0.808, 0.808, 0.802 after one
-          stage and 0.818, 0.811, 0.811 after two, for seeds 0, 1, 2; 17 minutes each, two at a time
-          on two cores (seed 0 on another machine)
+Expected  shapes: PCK at a tenth of the diagonal on the test split 0.820, 0.791, 0.784 after one
+          stage and 0.828, 0.807, 0.796 after two, for seeds 0, 1, 2; 11 minutes each, beside other
+          work on two cores
 Run       python experiments/deep_pose.py
           python experiments/deep_pose.py folder --data PATH
 Check     python experiments/deep_pose.py smoke
