@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import tyro
 from torchvision.models import detection
-from torchvision.models.detection._utils import overwrite_eps
 
 from jaxdet import predictor
 from jaxdet.data.records import Source
@@ -77,9 +76,9 @@ def main(config: Config) -> dict[str, Result]:
                 torch.save(seeded(model), file)
             results[name] = compare(name, model, file, source)
             r = results[name]
+            share = 100 * r.paired / max(r.detections, 1)
             lines.append(
-                f"{name:36}{r.detections:11}{r.paired:8}{100 * r.paired / r.detections:8.2f} %"
-                f"{r.box:10.1e}{r.score:10.1e}"
+                f"{name:36}{r.detections:11}{r.paired:8}{share:8.2f} %{r.box:10.1e}{r.score:10.1e}"
             )
     print(f"\n{'':36}{'detections':>11}{'paired':>8}{'':10}{'px':>10}{'score':>10}")
     print("\n".join(lines))
@@ -103,7 +102,9 @@ def compare(name: str, model: Any, file: pathlib.Path, source: Source) -> Result
         name == "fasterrcnn_resnet50_fpn"
         and file.name == published.FILES[published.full_name(name)]
     ):
-        overwrite_eps(model, 0.0)  # As torchvision does for this file.
+        for module in model.modules():  # As torchvision does for this file.
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eps = 0.0
     finder, variables = predictor.from_detector(detectors.load(file))
     rows = predictor.detect_source(finder, variables, source, batch_size=1)
     ours = predictor.group_by_picture(rows)

@@ -54,12 +54,14 @@ class Config:
     """Folder of the pictures of a JSON or CSV file that lie far from it."""
     data_dir: pathlib.Path = pathlib.Path("data")
     """Where generated and TFDS's data sets are kept."""
+    as_trained: bool = True
+    """Whether scenes, n_objects and crops are the checkpoint's where they are not given here."""
     scenes: shapes.Drawing | None = None
-    """Which drawing of `shapes`; if None, the one that the checkpoint was trained on, or full."""
+    """Which drawing of `shapes`; full if nothing else is known."""
     n_objects: int | None = None
-    """Only pictures with this many objects; if None, as the checkpoint was trained."""
+    """Only pictures with this many objects, all of which count."""
     crops: float | None = None
-    """Objects cut out, with this share of their sides around them; if None, likewise."""
+    """Objects cut out, with this share of their sides around them, in place of pictures."""
     out: pathlib.Path = pathlib.Path("evaluation")
     """Where to write."""
     batch_size: int = 8
@@ -117,7 +119,7 @@ def main(config: Config) -> coco.Evaluation:
 def as_trained(config: Config) -> Selection:
     """The data to open: pictures of the kind that the checkpoint was trained on."""
     trained: dict[str, Any] = {}
-    if config.checkpoint is not None:
+    if config.as_trained and config.checkpoint is not None:
         metadata = checkpoints.read_metadata(config.checkpoint)
         trained = metadata.get("config", {}).get("selection", {})
     kind = {

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from jaxdet import feeds
 from jaxdet.data import pictures, sources
+from jaxdet.data.pictures import PictureFiles
 from jaxdet.data.records import Annotation, Source
 from jaxdet.data.resize import ShortSide
 from jaxdet.metrics import coco, localization
@@ -192,7 +193,7 @@ def picture_source(paths: Sequence[pathlib.Path]) -> Source:
       ValueError: Where there is no such file, or a folder holds no picture.
     """
     files = [file for path in paths for file in _pictures_in(pathlib.Path(path))]
-    read = functools.partial(_read_upright, tuple(files))
+    read = PictureFiles(tuple(files), upright=True)
     none = np.zeros(0, bool)
     annotations = tuple(
         Annotation(
@@ -218,10 +219,6 @@ def _pictures_in(path: pathlib.Path) -> list[pathlib.Path]:
     if not found:
         raise ValueError(f"{path}: holds no pictures ({', '.join(sorted(pictures.SUFFIXES))}).")
     return found
-
-
-def _read_upright(files: Sequence[pathlib.Path], index: int) -> UInt8[np.ndarray, "h w 3"]:
-    return pictures.read_picture(files[index], orientation=True)
 
 
 def draw_results(

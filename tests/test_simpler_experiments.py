@@ -73,6 +73,12 @@ def test_localizes_in_stages(data_dir, tmp_path, capsys):
     )
     assert "scenes single_tiny" in capsys.readouterr().out
     assert again.metrics["AP50"] == pytest.approx(metrics["AP50"], abs=1e-6)
+    rows = [json.loads((at / "detections.json").read_text()) for at in (out, tmp_path / "again")]
+    assert rows[0] == rows[1]
+    full = evaluate.Config("shapes", checkpoint=out, as_trained=False)
+    assert evaluate.as_trained(full).scenes == "full"
+    cut = evaluate.as_trained(dataclasses.replace(full, crops=0.1, n_objects=2))
+    assert (cut.crops, cut.n_objects) == (0.1, 2)
     # The box head alone was trained.
     first, second = (
         checkpoints.load_variables(folder / "checkpoints" / "last")[0]["params"]

@@ -117,7 +117,7 @@ def augment(
 
     Returns:
       The picture, and the annotation in its pixels. Objects out of view are gone; those with less
-      than a quarter of their box in view are difficult.
+      than a quarter of their box in view are difficult, unless the one object is the picture.
     """
     picture = _composed(
         rng,
@@ -215,7 +215,7 @@ def _framed(
     if patches < options.patch:
         frame = windows.sample_patch(own, frame, boxes)
         outside = ~windows.holds_centers(frame, annotation.boxes) & ~annotation.crowd
-        outside &= ~transforms.whole_pictures(annotation)
+        outside &= not transforms.is_whole(annotation)
         annotation = annotation._replace(difficult=annotation.difficult | outside)
     if options.crop < 1:
         frame = windows.crop_with_object(own, frame, boxes, least=options.crop)

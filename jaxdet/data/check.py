@@ -133,7 +133,7 @@ def _remark_pictures(
             where, (header, digest, doubt) = read.where(index), found
             if doubt:
                 report.remark(DOUBTS, f"{where}: {doubt}")
-            if header.turned:
+            if header.orientation > 1:
                 report.remark(UPRIGHT if getattr(read, "upright", False) else TURNED, where)
             if header.mode != "RGB":
                 report.remark(MODES.get(header.mode, OTHER_MODE), where)

@@ -29,17 +29,25 @@ def find_folders(root: pathlib.Path) -> dict[str, Folders]:
       Sorted pictures by folder, by part; one part, "all", where folders are not named for parts.
     """
     inner = _by_folder(root)
-    named = {part: folder for folder in inner if (part := splits.split_of(folder.name))}
-    others = [folder for folder in inner if folder not in named.values()]
-    if others and len(named) > 1:
+    parts: dict[str, Folders] = {}
+    others = []
+    for folder, pictures in inner.items():
+        part = splits.split_of(folder.name)
+        if part is None or any(picture.parent == folder for picture in pictures):
+            others.append(folder.name)
+            continue
+        if part in parts:
+            raise DataError(f"{folder}: is not the only folder for {part!r}. Move one elsewhere.")
+        parts[part] = {}
+        for picture in pictures:
+            inside = folder / picture.relative_to(folder).parts[0]
+            parts[part].setdefault(inside, []).append(picture)
+    if parts and others:
         raise DataError(
-            f"{root}: some folders are named for parts ({', '.join(named)}), and others are not: "
-            f"{', '.join(folder.name for folder in others)}. Move these elsewhere."
+            f"{root}: {', '.join(parts)} are parts with folders of classes, but "
+            f"{', '.join(others)} are not. Move these elsewhere."
         )
-    if others or not named:
-        return {"all": inner} if inner else {}
-    parts = {part: _by_folder(folder) for part, folder in named.items()}
-    return {part: found for part, found in parts.items() if found}
+    return parts or ({"all": inner} if inner else {})
 
 
 def _by_folder(root: pathlib.Path) -> Folders:

@@ -110,7 +110,7 @@ def read_coco(
 
 # What names of the left side have, and those of the right side in its place.
 SIDES = (
-    *(("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT")),
+    ("left", "right"),
     *((r"^l(?=[_ .-])", "r"), (r"(?<=[_ .-])l$", "r")),
     *((r"^L(?=[_ .-]|[A-Z][a-z])", "R"), (r"(?<=[_ .-])L$|(?<=[a-z])L$", "R")),
 )
@@ -118,13 +118,13 @@ SIDES = (
 
 def left_right_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Indices of names that differ in "left" and "right" only; or in a first or last l and r."""
-    places = {name: i for i, name in enumerate(names)}
-    pairs = []
-    for (left, right), name in itertools.product(SIDES, names):
-        other = re.sub(left, right, name)
-        if other != name and other in places:
-            pairs.append(sorted((places[name], places[other])))
-    return tuple((one, other) for one, other in sorted(pairs))
+    found = set()
+    for (left, right), fold in itertools.product(SIDES, (str, str.lower)):
+        places = {fold(name): i for i, name in enumerate(names)}
+        for name, i in places.items():
+            other = places.get(re.sub(left, right, name), i)
+            found |= {(min(i, other), max(i, other))} if other != i else set()
+    return tuple(sorted(found))
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:

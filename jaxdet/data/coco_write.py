@@ -106,8 +106,9 @@ def encoded_picture(source: Source, index: int) -> tuple[bytes, str]:
     """A picture as a JPEG or PNG file, as it is where it is one; and its suffix."""
     read: Any = source.read
     content = read.encoded(index) if hasattr(read, "encoded") else b""
-    if getattr(read, "upright", False) and parse_header(content, read.where(index)).turned:
-        content = b""  # Who reads it there may not turn it.
+    if getattr(read, "upright", False):
+        turned = parse_header(content, read.where(index)).orientation > 1
+        content = b"" if turned else content  # Who reads it there may not turn it.
     for magic, suffix in MAGIC.items():
         if content.startswith(magic):
             return content, suffix

@@ -27,8 +27,13 @@ class Header(NamedTuple):
 
     size: tuple[int, int]  # (height, width) of the pixels as they are stored.
     mode: str  # Pillow's: "RGB", "L", "RGBA", "P", "CMYK", "I;16", ...
-    turned: bool  # Whether EXIF data want the picture turned or mirrored.
-    upright: tuple[int, int]  # (height, width) once it is.
+    orientation: int  # EXIF's, 1 to 8: from 2 on the picture is to be turned or mirrored.
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(height, width) of the picture as it is to be shown."""
+        height, width = self.size
+        return (height, width) if self.orientation < 5 else (width, height)
 
 
 def read_header(path: pathlib.Path) -> Header:
@@ -54,9 +59,10 @@ def decode(
     data: bytes, where: pathlib.Path | str, *, orientation: bool = False
 ) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels of an encoded picture; `where` is for messages, the rest as in `read_picture`."""
-    parse_header(data, where)  # Before OpenCV makes room for what the header says.
-    how = cv2.IMREAD_COLOR | (0 if orientation else cv2.IMREAD_IGNORE_ORIENTATION)
-    return cv2.cvtColor(_decode(data, how, where), cv2.COLOR_BGR2RGB)
+    header = parse_header(data, where)  # Before OpenCV makes room for what the header says.
+    how = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.cvtColor(_decode(data, how, where), cv2.COLOR_BGR2RGB)
+    return _turned(pixels, header.orientation) if orientation else pixels
 
 
 def decode_mask(data: bytes, where: pathlib.Path | str) -> Bool[np.ndarray, "h w"]:
@@ -83,9 +89,7 @@ def parse_header(picture: bytes | pathlib.Path, where: pathlib.Path | str) -> He
             warnings.simplefilter("ignore")
             with Image.open(stream) as opened:
                 width, height = opened.size
-                orientation = _orientation(opened)
-                upright = (width, height) if orientation > 4 else (height, width)
-                header = Header((height, width), opened.mode, orientation > 1, upright)
+                header = Header((height, width), opened.mode, _orientation(opened))
     except UnidentifiedImageError as error:
         raise DataError(
             f"{where}: not a picture that can be read. Replace or remove it."
@@ -98,8 +102,18 @@ def parse_header(picture: bytes | pathlib.Path, where: pathlib.Path | str) -> He
     return header
 
 
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """What is to be shown; Pillow and OpenCV do not always find the same orientation."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
 def _orientation(picture: Image.Image) -> int:
-    """1 to 8, as EXIF has it: from 2 on turned or mirrored, from 5 on with sides exchanged."""
     if "exif" not in picture.info:  # Pillow would decode a PNG to look behind its pixels.
         return 1
     try:

@@ -206,8 +206,15 @@ class _Pictures:
         return open_rows(tfds.builder_from_directory(self.folder), self.split)
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        where = f"{self.folder}: record {index} of {self.split}"
-        return pictures.decode(self._files[index]["image"], where)
+        return pictures.decode(self.encoded(index), self.where(index))
+
+    def encoded(self, index: int) -> bytes:
+        """Picture number `index` as it is in the file."""
+        return self._files[index]["image"]
+
+    def where(self, index: int) -> str:
+        """What messages call picture number `index`."""
+        return f"{self.folder}: record {index} of {self.split}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split}

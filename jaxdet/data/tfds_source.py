@@ -147,7 +147,7 @@ class Records:
 
     def where(self, index: int) -> str:
         """What messages call picture number `index`."""
-        return f"{self.folder}: record {self.indices[index]}"
+        return f"{self.folder}: record {self.indices[index]} of {self.split}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split, "indices": self.indices}

@@ -233,7 +233,7 @@ def drop_unseen(moved: Annotation, annotation: Annotation, view: View) -> Annota
 
     Returns:
       The objects with an area; those that are no crowds and have less than `MIN_AREA_LEFT` of
-      their box in view are difficult, unless it is that of the whole picture.
+      their box in view are difficult, unless the one object is the whole picture.
     """
     area = seen = box_areas(moved.boxes)
     if view.angle:  # How much the turn made of the box is no matter: some segments fill it less.
@@ -243,13 +243,17 @@ def drop_unseen(moved: Annotation, annotation: Annotation, view: View) -> Annota
         (y1, x1, y2, x2), (top, left, bottom, right) = view.window, view.place
         scale = ((bottom - top) / (y2 - y1)) * ((right - left) / (x2 - x1))
         whole = box_areas(annotation.boxes) * np.float32(scale)
-    cut = (seen < MIN_AREA_LEFT * whole) & ~moved.crowd & ~whole_pictures(annotation)
+    cut = (seen < MIN_AREA_LEFT * whole) & ~moved.crowd
+    if is_whole(annotation):
+        cut[:] = False
     return take(moved._replace(difficult=moved.difficult | cut), area > 0)
 
 
-def whole_pictures(annotation: Annotation) -> Bool[np.ndarray, " n"]:
-    """Whose box is the whole picture, as that of its class: any part of it still is."""
-    return box_areas(annotation.boxes) >= annotation.size[0] * annotation.size[1]
+def is_whole(annotation: Annotation) -> bool:
+    """Whether the one object is the whole picture: its class is that of any part of it, too."""
+    if len(annotation.boxes) != 1:
+        return False
+    return bool(box_areas(annotation.boxes)[0] >= annotation.size[0] * annotation.size[1])
 
 
 def _clipped(boxes: Boxes, view: View) -> Boxes:

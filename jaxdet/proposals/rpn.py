@@ -248,7 +248,7 @@ def rpn_loss(
       anchors: xyxy pixels.
       boxes: Ground truth, xyxy pixels.
       objects: Rows of `boxes` to be found.
-      regions: Rows of `boxes` (crowds, difficult objects) in which anchors are no mistakes.
+      regions: Rows that are crowds or difficult: anchors in and around them are no errors.
       options: Thresholds and sizes.
 
     Source:
@@ -258,14 +258,16 @@ def rpn_loss(
       Both terms are divided by the number of sampled anchors, as torchvision does; the paper
       divides the regression by the number of positions and weights it by 10, about the same.
     """
-    matches = matching.match_objects(
+    matches = matching.match_boxes(
         boxes,
         objects,
-        regions,
         anchors,
         positive_iou=options.positive_iou,
         negative_iou=options.negative_iou,
         keep_best=True,
+    )
+    matches = matching.ignore_regions(
+        matches, anchors, boxes, regions, iou=options.negative_iou, keep_best=True
     )
     sample = sampling.sample_balanced(
         key,

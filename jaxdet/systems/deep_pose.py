@@ -36,7 +36,7 @@ from jaxdet.features.networks import Network
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders
 from jaxdet.geometry import keypoints as keypoint_ops
-from jaxdet.image import crops
+from jaxdet.image.crops import crop_resized
 from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
 from jaxdet.metrics.pose import Errors
@@ -158,7 +158,7 @@ class DeepPose(nn.Module):
     ) -> Float[Array, "b m j 2"]:
         """Returns where one stage sees the joints in the frames of boxes."""
         size = self.crop_size
-        cut = functools.partial(crops.crop_resized, size=size)
+        cut = functools.partial(crop_resized, size=size)
         # Where a picture ends, its crops go on in the mean colour.
         pieces = jax.vmap(cut)(pixels, boxes).reshape(-1, size, size, 3)
         keys = None if keys is None else keys.reshape(-1)

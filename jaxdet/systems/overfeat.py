@@ -38,7 +38,7 @@ from jaxdet.features import dense, norm, overfeat
 from jaxdet.features.conv import flatten
 from jaxdet.geometry import box_merging, coders, receptive_field
 from jaxdet.geometry import boxes as box_ops
-from jaxdet.image import crops
+from jaxdet.image.crops import crop_resized
 from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
 from jaxdet.structures import Batch, Detections, Images, Instances
@@ -139,7 +139,7 @@ class OverFeat(nn.Module):
     ) -> tuple[Float[Array, "b m k"], Float[Array, "b m j 4"]]:
         """Returns logits and corners in the windows' frames, of windows cut out one by one."""
         size = self.design.size
-        cut = functools.partial(crops.crop_resized, size=size)
+        cut = functools.partial(crop_resized, size=size)
         pieces = jax.vmap(cut)(pixels, windows).reshape(-1, size, size, 3)
         keys = None if keys is None else keys.reshape(-1)
         vectors = flatten(overfeat.pooled(self.maps(pieces, train=train), self.design))
@@ -249,14 +249,16 @@ def _loss(
 def _label(
     windows: Float[Array, "m 4"], truth: Instances, *, options: LossOptions
 ) -> matching.Matches:
-    return matching.match_objects(
+    matches = matching.match_boxes(
         truth.boxes,
         truth.objects,
-        truth.regions,
         windows,
         positive_iou=options.positive_iou,
         negative_iou=options.negative_iou,
         keep_best=False,
+    )
+    return matching.ignore_regions(
+        matches, windows, truth.boxes, truth.regions, iou=options.negative_iou
     )
 
 

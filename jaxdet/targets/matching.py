@@ -5,7 +5,6 @@ of both has more overlaps than memory, so boxes are taken one object at a time: 
 all anchors at once, which is all that "the anchor it overlaps most" needs.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -134,42 +133,6 @@ def match_priors(
     return _decide(best._replace(index=index), positive_iou, positive_iou, True)
 
 
-def match_objects(
-    boxes: Float[Array, "n 4"],
-    objects: Bool[Array, " n"],
-    regions: Bool[Array, " n"],
-    anchors: Float[Array, "m 4"],
-    *,
-    positive_iou: float | int,
-    negative_iou: float | int,
-    keep_best: bool,
-) -> Matches:
-    """`match_boxes` with objects, and `ignore_regions` of what is neither object nor background.
-
-    Args:
-      boxes: xyxy pixels.
-      objects: Rows of `boxes` to be found.
-      regions: Rows of `boxes`, crowds or difficult objects: anchors in them are not negative, nor
-        are those that would not be, were the region an object. An anchor around a small object is
-        larger than it, and so not in it.
-      anchors: xyxy pixels.
-      positive_iou: As in `match`.
-      negative_iou: As in `match`.
-      keep_best: As in `match`.
-    """
-    match = functools.partial(
-        match_boxes,
-        boxes,
-        anchors=anchors,
-        positive_iou=positive_iou,
-        negative_iou=negative_iou,
-        keep_best=keep_best,
-    )
-    matches = match(objects)
-    matches = matches._replace(negative=matches.negative & match(regions).negative)
-    return ignore_regions(matches, anchors, boxes, regions)
-
-
 def ignore_regions(
     matches: Matches,
     anchors: Float[Array, "m 4"],
@@ -177,8 +140,13 @@ def ignore_regions(
     region_valid: Bool[Array, " n"],
     *,
     iof: float | int = 0.5,
+    iou: float | int = 1.0,
+    keep_best: bool = False,
 ) -> Matches:
-    """Ignores negative anchors in regions where objects are not labelled one by one.
+    """Ignores negative anchors of regions where objects are not labelled one by one.
+
+    An anchor around a small region is larger than it, and so not in it: `iou` and `keep_best` are
+    for anchors that would not be negative, were the region an object.
 
     Args:
       matches: From `match`.
@@ -186,19 +154,25 @@ def ignore_regions(
       regions: Crowds or difficult objects, xyxy pixels.
       region_valid: False regions hide nothing.
       iof: From this part of its area inside one region on, an anchor is ignored, 0 to 1.
+      iou: From this IoU with a region on, likewise, 0 to 1.
+      keep_best: Whether those that a region overlaps most are, too, as in `match`.
 
     Returns:
       The matches with fewer negatives; positives stay.
     """
-    if not 0 < iof <= 1:
-        raise ValueError(f"iof must be above 0, at most 1. Got {iof}")
+    if not (0 < iof <= 1 and 0 <= iou <= 1):
+        raise ValueError(f"iof must be above 0, iou at least 0, both at most 1. Got {iof}, {iou}")
 
     anchors, regions = lax.stop_gradient((anchors, regions))
 
     def hide(hidden: Array, region: tuple[Array, Array]) -> tuple[Array, None]:
         box, there = region
         inside = iou_ops.pairwise_intersection_over_first(anchors, box[None])[:, 0] >= iof
-        return hidden | (inside & there), None
+        overlap = iou_ops.pairwise_iou(anchors, box[None])[:, 0]
+        own = overlap >= iou
+        if keep_best:
+            own |= (overlap > 0) & (overlap == jnp.max(overlap, initial=0))
+        return hidden | ((inside | own) & there), None
 
     # Unrolled, as passes over the anchors are what takes time.
     hidden = jnp.zeros(len(anchors), bool)

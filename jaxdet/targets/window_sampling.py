@@ -38,8 +38,8 @@ def sample_windows(
         uniform.
 
     Returns:
-      xyxy pixels. Their centres are in the picture; they may reach beyond it, as windows do that
-      slide over a canvas. Those around objects may cut some of the object off.
+      xyxy pixels, which may reach beyond the picture, as windows do that slide over a canvas. Those
+      around objects may cut some of the object off; the centres of the others are in the picture.
     """
     keys = jax.random.split(key, 5)
     chosen = jax.random.categorical(keys[0], jnp.where(objects, 0.0, -jnp.inf), shape=(n,))

@@ -110,6 +110,11 @@ class Options:
                 raise ValueError(
                     f"{name} must be above warmup_steps. Got {n} and {self.warmup_steps}"
                 )
+        if self.n_parts < 1 or self.batch_size % self.n_parts:
+            raise ValueError(
+                f"n_parts must divide batch_size (of each device). Got {self.n_parts} and "
+                f"{self.batch_size}"
+            )
         span = self.profile_steps
         for name, within in (
             ("learning_rate", self.learning_rate > 0),
@@ -118,7 +123,6 @@ class Options:
             ("evaluate_every", self.evaluate_every > 0),
             ("checkpoint_every", self.checkpoint_every > 0),
             ("log_every", self.log_every > 0),
-            ("n_parts", self.n_parts > 0 and self.batch_size % self.n_parts == 0),
             ("profile_steps", span is None or 1 < span[0] <= span[1]),
         ):
             if not within:

@@ -74,7 +74,7 @@ def test_objects_out_of_view(rng):
     image = np.full((64, 64, 3), 200, np.uint8)
     low = np.stack(np.meshgrid(np.arange(0, 64, 8), np.arange(0, 64, 8)), -1).reshape(-1, 2)
     boxes = np.hstack([low, low + 8]).astype(np.float32)
-    boxes = np.vstack([boxes, [[0, 0, 64, 63], [0, 0, 64, 63]]]).astype(np.float32)
+    boxes = np.vstack([boxes, [[0, 0, 64, 64], [0, 0, 64, 64]]]).astype(np.float32)
     crowd = np.arange(len(boxes)) == 65
     options = Augmentation(0.0, scale=(4.0, 4.0))
     _, got = augment.augment(

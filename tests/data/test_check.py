@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdet.data import arrays, check
+from jaxdet.data import arrays, check, shapes
 from jaxdet.data.reports import CLIPPED, EMPTY
 
 
@@ -85,6 +85,7 @@ def test_remarks(folder):
         check.MODES["CMYK"]: 1,
         check.TURNED: 1,
     }
+    assert check.UPRIGHT not in report.remarks
     (place,) = report.remarks[CLIPPED]
     assert place == f"{xmls / 'b.xml'}: object 1"
     (place,) = report.remarks[check.SAME_PICTURE]
@@ -114,7 +115,13 @@ def test_pictures_in_records_are_looked_at_as_files_are(folder, tmp_path):
     _, report = one_part(records)
     assert set(report.remarks) == {check.DOUBTS, check.SAME_PICTURE} and not report.faults
     (place,) = report.remarks[check.DOUBTS]
-    assert place.startswith(f"{records}: record 2: Corrupt JPEG data")
+    assert place.startswith(f"{records}: record 2 of train: Corrupt JPEG data")
+
+
+def test_generated_scenes_are_looked_at(tmp_path):
+    folder = shapes.prepare(tmp_path, config=shapes.TINY)
+    for source, report in check.check_data(folder).values():
+        assert len(source) and not report.faults and not report.remarks
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import pathlib
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -49,12 +50,22 @@ def test_pictures_are_turned_as_they_are_shown(tmp_path, write_turned):
 
 def test_other_folders_beside_parts(write_folders, tmp_path):
     root = write_folders("train/cat/a.png", "val/cat/b.png", "val/dog/c.png")
-    (root / "__MACOSX" / "train").mkdir(parents=True)
+    write_folders("__MACOSX/train/cat/._a.png")
     (root / "labels").mkdir()
     assert sources.open_folder(root, split="val").classes == ("cat", "dog")
-    write_folders("copies/cat/a.png")
-    with pytest.raises(DataError, match=r"train, val\), and others are not: copies\. Move"):
+    write_folders("validation/cat/d.png")
+    with pytest.raises(DataError, match="validation: is not the only folder for 'val'"):
         sources.open_folder(root, split="val")
+    shutil.rmtree(root / "validation")
+    write_folders("copies/cat/a.png")
+    with pytest.raises(DataError, match=r"train, val are parts with .*, but copies are not\. Move"):
+        sources.open_folder(root, split="val")
+
+
+def test_classes_may_have_a_part_s_word_in_their_name(write_folders):
+    root = write_folders("bullet_train/a.png", "test_tube/a.png", "bus/deep/a.png")
+    found = class_folders.find_folders(root)
+    assert class_folders.class_names(found) == ("bullet_train", "bus", "test_tube")
 
 
 def test_one_part_is_divided(write_folders):

@@ -173,8 +173,8 @@ def test_faulty_keypoints(coco, bad):
 
 
 def test_pairs_by_name():
-    names = ["nose", "right_ear", "left_ear", "tail", "left_hoof", "left wing"]
-    assert coco_json.left_right_pairs(names) == ((1, 2),)
+    names = ["nose", "right_ear", "left_ear", "tail", "left_hoof", "LeftWing", "rightwing"]
+    assert coco_json.left_right_pairs(names) == ((1, 2), (5, 6))
     names = [
         "L_Eye",
         "R_Eye",

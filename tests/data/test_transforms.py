@@ -285,10 +285,16 @@ def test_turning_an_object_thin_is_not_cutting_it():
 
 def test_a_part_of_a_picture_still_is_of_its_class():
     image = np.zeros((100, 80, 3), np.uint8)
-    annotation = annotate(image, np.float32([[0, 0, 80, 100], [0, 0, 80, 99]]))
     view = View((0, 0, 40, 20), (0, 0, 100, 80), (100, 80))
-    seen = transforms.drop_unseen(transforms.move_annotation(annotation, view), annotation, view)
-    np.testing.assert_array_equal(seen.difficult, [False, True])
+    for boxes, difficult in (
+        ([[0, 0, 80, 100]], [False]),
+        ([[0, 0, 80, 99]], [True]),
+        ([[0, 0, 80, 100], [0, 0, 10, 10]], [True, False]),
+    ):
+        annotation = annotate(image, np.float32(boxes))
+        moved = transforms.move_annotation(annotation, view)
+        seen = transforms.drop_unseen(moved, annotation, view)
+        np.testing.assert_array_equal(seen.difficult, difficult)
 
 
 def test_without_objects(rng):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxdet.data import yolo_text
+from jaxdet.data import check, coco_write, sources, yolo_text
 from jaxdet.data.records import DataError
 from jaxdet.data.reports import Report
 
@@ -36,6 +36,13 @@ def test_boxes_are_of_the_picture_as_it_is_shown(one, tmp_path, write_turned):
     pixels, a = source[0]
     np.testing.assert_allclose(a.boxes, [[5, 10, 15, 20]], atol=1e-4)
     assert a.size == (60, 40) and pixels[11:19, 6:14].min() > 200 and pixels.mean() < 20
+    (checked,) = check.check_data(tmp_path / "data.yaml").values()
+    assert list(checked.report.remarks) == [check.UPRIGHT]
+    # Others may read what is written of it as it is stored.
+    coco_write.write_coco({"train": source}, tmp_path / "coco")
+    again = sources.open_folder(tmp_path / "coco", split="train")
+    np.testing.assert_array_equal(again[0][0], pixels)
+    np.testing.assert_allclose(again[0][1].boxes, a.boxes, atol=1e-4)
 
 
 def test_a_polygon_by_hand(one):

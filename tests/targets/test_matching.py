@@ -283,26 +283,17 @@ def test_regions_hide_negatives_only(compiled):
 
 @pytest.mark.parametrize(("keep_best", "best"), [(True, False), (False, True)])
 def test_anchors_around_a_small_region_are_no_background(compiled, keep_best, best):
-    """IoU with the region of 16 px: 0.25 (its best), 0.14 and 0; with that of 20 px: 0.39, 0.27."""
+    """IoU with the region of 16 px: 0.25 (its best), 0.05 and 0; with that of 20 px: 0.39, ..."""
     anchors = jnp.array([[0.0, 0, 32, 32], [16, 16, 48, 48], [40, 0, 72, 32]])
-    run = functools.partial(
-        matching.match_objects, positive_iou=0.7, negative_iou=0.3, keep_best=keep_best
-    )
-    nothing, there = jnp.zeros(1, bool), jnp.ones(1, bool)
-    small = compiled(run)(jnp.array([[8.0, 8, 24, 24]]), nothing, there, anchors)
-    np.testing.assert_array_equal(small.negative, [best, True, True])
-    larger = compiled(run)(jnp.array([[6.0, 6, 26, 26]]), nothing, there, anchors)
-    np.testing.assert_array_equal(larger.negative, [False, True, True])
-    assert not small.positive.any() and not larger.positive.any()
-    # An object takes what it would take without the region.
-    both = compiled(run)(
-        jnp.array([[8.0, 8, 24, 24], [0, 0, 32, 32]]),
-        jnp.array([False, True]),
-        jnp.array([True, False]),
-        anchors,
-    )
-    np.testing.assert_array_equal(both.positive, [True, False, False])
-    assert both.index[0] == 1
+    matches = matching.Matches(jnp.zeros(3, jnp.int32), jnp.zeros(3, bool), jnp.ones(3, bool))
+    run = compiled(functools.partial(matching.ignore_regions, iou=0.3, keep_best=keep_best))
+    there = jnp.array([True, False])
+    for low, high, want in ((8.0, 24.0, best), (6.0, 26.0, False)):
+        regions = jnp.array([[low, low, high, high], [40.0, 0, 72, 32]])
+        got = run(matches, anchors, regions, there)
+        np.testing.assert_array_equal(got.negative, [want, True, True])
+    nowhere = run(matches, anchors, jnp.array([[90.0, 90, 99, 99], [0, 0, 0, 0]]), there)
+    assert nowhere.negative.all()
 
 
 def test_regions_meet_oracle(compiled, rng):
@@ -344,5 +335,6 @@ def test_match_priors_rejects():
 def test_ignore_regions_rejects():
     matches = matching.Matches(jnp.zeros(1, jnp.int32), jnp.zeros(1, bool), jnp.ones(1, bool))
     box = jnp.zeros((1, 4))
-    with pytest.raises(ValueError, match=r"iof must be above 0, at most 1\. Got 0"):
-        matching.ignore_regions(matches, box, box, jnp.ones(1, bool), iof=0)
+    for wrong, got in (({"iof": 0}, r"0, 1\.0"), ({"iou": 1.1}, r"0\.5, 1\.1")):
+        with pytest.raises(ValueError, match=rf"iof must be above 0, iou at least 0.* Got {got}"):
+            matching.ignore_regions(matches, box, box, jnp.ones(1, bool), **wrong)
