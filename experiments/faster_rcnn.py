@@ -1,7 +1,7 @@
 """Faster R-CNN: trains, evaluates, shows what it found; on generated scenes or on your pictures.
 
 Source    Ren et al. 2015 (arXiv:1506.01497v3); feature pyramids Lin et al. 2017 (arXiv:1612.03144).
-Expected  shapes: AP 0.54, AP50 0.75 on the test split, 7 minutes on two CPU cores;
+Expected  shapes: AP 0.54, AP50 0.75 on the test split, 6 to 11 minutes on two cores;
           shapes_long: AP 0.77, AP50 0.94, an hour; folder on BCCD: AP50 0.90 at step 400, 6 min.
 Run       python experiments/faster_rcnn.py
           python experiments/faster_rcnn.py folder --data PATH
