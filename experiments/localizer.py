@@ -2,7 +2,7 @@
 
 Source    OverFeat: Sermanet et al. 2014 (arXiv:1312.6229v4), section 4; VGG: Simonyan & Zisserman
           2015 (arXiv:1409.1556v6), appendix A; R-CNN's codes of boxes: arXiv:1311.2524v5.
-Expected  shapes: right class and box in 0.871 of 512 test pictures, mean IoU 0.860, in 4.9 minutes
+Expected  shapes: right class and box in 0.854 of 512 test pictures, mean IoU 0.859, in 4.4 minutes
           on two cores (Intel, AVX-512), drawing the scenes included; 0.902 and 0.859 on AMD's.
           compare: right class and box, and mean IoU, of boxes for all classes / one a class, after
           1000 steps of the classifier and 500 of the head: 0.312, 0.667 / 0.322, 0.656 (after the
