@@ -123,7 +123,8 @@ def left_right_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
         places = {fold(name): i for i, name in enumerate(names)}
         for name, i in places.items():
             other = places.get(re.sub(left, right, name), i)
-            found |= {(min(i, other), max(i, other))} if other != i else set()
+            if other != i:
+                found.add((min(i, other), max(i, other)))
     return tuple(sorted(found))
 
 

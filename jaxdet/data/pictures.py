@@ -183,7 +183,7 @@ class PictureFiles:
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """The pixels of picture number `index`."""
-        return decode(self.encoded(index), self.where(index), orientation=self.upright)
+        return read_picture(self.paths[index], orientation=self.upright)
 
     def encoded(self, index: int) -> bytes:
         """Picture number `index` as it is in its file, complete."""

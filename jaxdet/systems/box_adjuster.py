@@ -198,14 +198,15 @@ def adjust(
       tolerance: As in `settle`.
     """
     pyramid: Any = model.apply(variables, images, train=False, method="maps")
+    clip = jax.vmap(box_ops.clip)
 
     def step(boxes: Array) -> Array:
         deltas: Any = model.apply(variables, pyramid, boxes, images, method="deltas")
         moved = coders.decode_boxes(deltas, boxes, weights=BOX_WEIGHTS)
-        return jax.vmap(box_ops.clip)(moved, images.sizes)
+        return clip(moved, images.sizes)
 
-    boxes = jax.vmap(box_ops.clip)(boxes, images.sizes)  # As those that are learnt from.
-    return settle(step, boxes, max_steps=max_steps, tolerance=tolerance)
+    start = clip(boxes, images.sizes)  # As those that are learnt from.
+    return settle(step, start, max_steps=max_steps, tolerance=tolerance)
 
 
 def settle(

@@ -127,8 +127,8 @@ def loss(
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), options.label_smoothing)
     entropy = optax.losses.softmax_cross_entropy(logits, targets)
     metrics = {}
+    each = jnp.repeat(logits[:, None], objects.shape[1], axis=1)
     for n in (1, 5):
-        each = jnp.repeat(logits[:, None], objects.shape[1], axis=1)
         among = localization.among_top(each, batch.instances.labels - 1, n)
         hits = jnp.any(among & objects, axis=1).astype(jnp.float32)
         metrics[f"top{n}"] = classification.weighted_sum(hits, labelled)
