@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data import layouts
-from jaxdet.data.pictures import Header, doubts, parse_header
+from jaxdet.data import layouts, pictures
 from jaxdet.data.records import DataError, Source
 from jaxdet.data.reports import Report
 from jaxdet.data.sources import MAX_DECODED, find_bad_pictures
 
 TURNED = "Pictures that EXIF data want turned, taken as they are stored"
 UPRIGHT = "Pictures that are turned as their EXIF data says"
+DARK = "16-bit pictures that use few of their values and come out nearly black: stretch them first"
 DOUBTS = "JPEG files that may be damaged: look at them"
 SAME_PICTURE = "Pictures that are there twice"
 SAME_OBJECT = "Objects that are there twice, same class and same box"
@@ -33,6 +33,7 @@ MODES = {
     "I;16B": "16-bit pictures, read as 8-bit RGB",
 }
 OTHER_MODE = "Pictures of other kinds, read as 8-bit RGB"
+DARK_BELOW = 32  # Of 255: cameras of 12 bits fill a sixteenth of the values.
 # COCO's: sides of the square with the area, pixels.
 SIZES = {"small": (0.0, 32.0), "medium": (32.0, 96.0), "large": (96.0, np.inf)}
 
@@ -130,9 +131,11 @@ def _remark_pictures(
             progress(index + 1)
             if found is None:  # A fault, and said already.
                 continue
-            where, (header, digest, doubt) = read.where(index), found
+            where, (header, digest, doubt, dark) = read.where(index), found
             if doubt:
                 report.remark(DOUBTS, f"{where}: {doubt}")
+            if dark:
+                report.remark(DARK, where)
             if header.orientation > 1:
                 report.remark(UPRIGHT if getattr(read, "upright", False) else TURNED, where)
             if header.mode != "RGB":
@@ -143,11 +146,25 @@ def _remark_pictures(
                 report.remark(SAME_PICTURE, f"{where}, and in {other_part}: {other}")
 
 
-def _look(read: Any, index: int, *, decode: bool) -> tuple[Header, bytes, str | None] | None:
-    """What a picture's header says, its digest and, if decoded, what is doubtful in it."""
+class _Looks(NamedTuple):
+    """Of one picture."""
+
+    header: pictures.Header
+    digest: bytes
+    doubt: str | None  # What a decoder says against it.
+    dark: bool
+
+
+def _look(read: Any, index: int, *, decode: bool) -> _Looks | None:
+    """What a picture's file says; its pixels only if they are decoded. None if it has a fault."""
+    where = read.where(index)
     try:
         data = read.encoded(index)
-        header = parse_header(data, read.where(index))
+        header = pictures.parse_header(data, where)
+        # Files of 16 bits often hold 12.
+        deep = decode and header.mode.startswith("I;16")
+        dark = deep and int(pictures.decode(data, where).max()) < DARK_BELOW
     except DataError:
         return None
-    return header, hashlib.blake2b(data).digest(), doubts(data) if decode else None
+    doubt = pictures.doubts(data) if decode else None
+    return _Looks(header, hashlib.blake2b(data).digest(), doubt, dark)

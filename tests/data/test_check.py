@@ -128,11 +128,20 @@ def test_generated_scenes_are_looked_at(tmp_path):
     ("channels", "dtype", "mode"), [(4, np.uint8, "RGBA"), (1, np.uint16, "I;16")]
 )
 def test_kinds_of_png(tmp_path, write_coco, channels, dtype, mode):
-    pixels = np.zeros((40, 60, channels), dtype)
+    pixels = np.full((40, 60, channels), np.iinfo(dtype).max, dtype)
     cv2.imwrite(str(tmp_path / "a.png"), pixels)
     write_coco(tmp_path / "x.json", {"a.png": []})
     source, report = one_part(tmp_path / "x.json")
     assert list(report.remarks) == [check.MODES[mode]] and source[0][0].dtype == np.uint8
+
+
+@pytest.mark.parametrize(("brightest", "dark"), [(4095, True), (1 << 13, False)])
+def test_dark_pictures_of_16_bits(tmp_path, write_coco, brightest, dark):
+    """A camera of 12 bits leaves the upper four empty."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((40, 60), brightest, np.uint16))
+    write_coco(tmp_path / "x.json", {"a.png": []})
+    _, report = one_part(tmp_path / "x.json")
+    assert (check.DARK in report.remarks) == dark and not report.faults
 
 
 def test_the_same_picture_in_two_parts(tmp_path, write_voc, write_picture):
