@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxdet.features import overfeat
+from jaxdet.features import dense, overfeat
 from jaxdet.features.norm import whole
 from jaxdet.geometry import receptive_field
 from jaxdet.systems.overfeat import DESIGNS
@@ -54,10 +54,9 @@ def measure(config: Config, model: overfeat.OverFeat, variables: Any, side: int)
     picture = jax.random.normal(jax.random.key(1), (1, side, side, 3))
 
     @jax.jit
-    def dense(variables: Any, x: jax.Array) -> jax.Array:
+    def at_once(variables: Any, x: jax.Array) -> jax.Array:
         maps = model.apply(variables, x, whole(x), train=False)[-1]
-        stack = variables["params"]["classifier"]
-        layers = [stack[str(i)] for i in range(len(stack))]
+        layers = dense.layers_of(variables["params"]["classifier"])
         return overfeat.slide(maps, layers, design, fine=True)
 
     classify = jax.jit(functools.partial(model.apply, train=False, method="logits"))
@@ -72,7 +71,7 @@ def measure(config: Config, model: overfeat.OverFeat, variables: Any, side: int)
     ]
 
     def look() -> jax.Array:
-        return dense(variables, picture)
+        return at_once(variables, picture)
 
     jax.block_until_ready(
         [look(), classify(variables, batches[0]), classify(variables, batches[-1])]

@@ -217,11 +217,11 @@ def ways_to_look(config: Config) -> dict[str, DetectOptions]:
     """What the table compares."""
     all_scales = config.detect._replace(fine=True)
     middle = all_scales.scales[len(all_scales.scales) // 2]
-    # The scale at which the picture is one window.
-    one_window = overfeat.DESIGNS[config.architecture.design].size / max(config.canvases[0])
-    surest = {"fine": False, "score_threshold": 0.0, "max_candidates": 1}
+    alone = all_scales._replace(middle=True, score_threshold=0.0, max_candidates=1)
     ways = {
-        "the picture as one window": all_scales._replace(scales=(one_window,), **surest),
+        f"the middle window, x{scale:g}": alone._replace(scales=(scale,))
+        for scale in all_scales.scales
+    } | {
         "one scale, coarse": all_scales._replace(scales=(middle,), fine=False),
         "one scale, fine": all_scales._replace(scales=(middle,)),
     }
@@ -234,49 +234,51 @@ def ways_to_look(config: Config) -> dict[str, DetectOptions]:
     }
 
 
-def off_centre(source: Source) -> list[int]:
-    """Pictures with one object, a quarter of the picture's diagonal or more from its middle."""
-    found = []
+def with_several(source: Source) -> Source:
+    """Returns the pictures with more than one object."""
+    indices = [i for i, a in enumerate(source.annotations) if len(a.labels) > 1]
+    return sources.select(source, indices, name=f"{source.name} [several objects]")
+
+
+def off_centre(source: Source) -> Source:
+    """Returns the pictures with objects a quarter of their diagonal or more from their middle.
+
+    The other objects of these pictures are difficult: they count neither for nor against.
+    """
+    indices, annotations = [], []
     for i, annotation in enumerate(source.annotations):
-        if len(annotation.labels) == 1 and not annotation.crowd.any():
-            box, size = annotation.boxes[0], np.array(annotation.size[::-1])
-            away = np.linalg.norm((box[:2] + box[2:]) / 2 - size / 2)
-            if away >= np.linalg.norm(size) / 4:
-                found.append(i)
-    return found
+        boxes, size = annotation.boxes, np.array(annotation.size[::-1])
+        away = np.linalg.norm((boxes[:, :2] + boxes[:, 2:]) / 2 - size / 2, axis=1)
+        far = (away >= np.linalg.norm(size) / 4) & ~annotation.crowd
+        if (far & ~annotation.difficult).any():
+            indices.append(i)
+            annotations.append(annotation._replace(difficult=annotation.difficult | ~far))
+    part = sources.select(source, indices, name=f"{source.name} [off centre]")
+    return dataclasses.replace(part, annotations=tuple(annotations))
 
 
 def compare(
     config: Config, description: Description, variables: Any, test: Source
 ) -> dict[str, dict[str, float]]:
-    """The same classifier looking once, at one scale, and at all.
-
-    `AP50` and `AR100` are of pictures with several objects; `off_centre` is the share of pictures
-    of one object far from the middle of which the best detection has the right class and IoU 0.5.
-    """
-    several = [i for i, a in enumerate(test.annotations) if len(a.labels) > 1]
+    """The same classifier looking once, at one scale, and at all: AP50 and AR100 of each."""
     parts = {
-        name: sources.select(test, indices, name=f"{test.name} [{name}]")
-        for name, indices in (("several", several), ("off centre", off_centre(test)))
-        if indices
+        name: part
+        for name, part in (("several", with_several(test)), ("off_centre", off_centre(test)))
+        if len(part)
     }
+    for part in parts.values():
+        print(sources.describe(part), flush=True)
     table: dict[str, dict[str, float]] = {}
-    batch_size = config.training.batch_size
     for name, options in ways_to_look(config).items():
         finder = predictor.from_description(description._replace(detect=options))
         row = table[name] = {}
-        if "several" in parts:
-            part = parts["several"]
-            found = predictor.detect_source(finder, variables, part, batch_size=batch_size)
-            metrics = coco.evaluate_boxes(sources.to_coco(part), found).metrics
-            row |= {key: metrics[key] for key in ("AP50", "AR100")}
-        if "off centre" in parts:
-            batches = feeds.evaluation(
-                parts["off centre"], canvases=config.canvases, batch_size=batch_size
+        for title, part in parts.items():
+            found = predictor.detect_source(
+                finder, variables, part, batch_size=config.training.batch_size
             )
-            judged = predictor.measure_localization(finder, variables, batches())
-            row["off_centre"] = judged["localization_top1"]
-        print(f"{name:30}" + "".join(f"{k:>12} {v:.3f}" for k, v in row.items()), flush=True)
+            metrics = coco.evaluate_boxes(sources.to_coco(part), found).metrics
+            row |= {f"{title}/{key}": metrics[key] for key in ("AP50", "AR100")}
+        print(f"{name:30}" + "".join(f"{k:>20} {v:.3f}" for k, v in row.items()), flush=True)
     return table
 
 

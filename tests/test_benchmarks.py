@@ -39,7 +39,7 @@ def test_windows_are_counted_by_hand(capsys):
     windows, dense, cut_out, ratio = table_of(printed, "221")
     assert windows == ratio == 1 and dense == cut_out > 1
     windows, dense, cut_out, ratio = table_of(printed, "461")
-    assert windows == 441 and ratio == pytest.approx(cut_out / dense, rel=0.01)
+    assert windows == 441 and ratio == pytest.approx(cut_out / dense, rel=0.01) and ratio > 10
 
 
 def test_windows_are_measured(capsys):

@@ -297,7 +297,13 @@ def test_overfeat_trains_the_classifier_then_the_boxes(data_dir, tmp_path):
     for name in ("scales.png", "curves.png", "classifier/curves.png", "pictures/test.png"):
         assert cv2.imread(str(out / name)) is not None, name
     table = json.loads((out / "table.json").read_text())
-    assert list(table) == ["the picture as one window", "one scale, coarse", "one scale, fine"]
+    scale = load("overfeat").SMOKE.detect.scales[0]
+    middle = f"the middle window, x{scale:g}"
+    assert list(table) == [middle, "one scale, coarse", "one scale, fine"]
+    for row in table.values():
+        assert set(row) == {
+            f"{part}/{key}" for part in ("several", "off_centre") for key in ("AP50", "AR100")
+        }
     before, after = (
         checkpoints.load_variables(path)[0]["params"] for path in (out / "classifier", out)
     )
@@ -313,16 +319,17 @@ def test_ways_to_look_at_one_scale_and_at_several():
     config = module.SHAPES
     assert len(config.detect.scales) == 4
     ways = module.ways_to_look(config)
+    middles = [f"the middle window, x{scale:g}" for scale in config.detect.scales]
+    for name, scale in zip(middles, config.detect.scales, strict=True):
+        way = ways.pop(name)
+        assert way.scales == (scale,) and way.middle and way.max_candidates == 1
     assert {name: (len(way.scales), way.fine) for name, way in ways.items()} == {
-        "the picture as one window": (1, False),
         "one scale, coarse": (1, False),
         "one scale, fine": (1, True),
         "all scales, coarse": (4, False),
         "all scales, fine, not merged": (4, True),
         "all scales, fine": (4, True),
     }
-    # A window of 32 px in a canvas of 128.
-    assert ways["the picture as one window"].scales == (0.25,)
     assert ways["one scale, fine"].scales == config.detect.scales[2:3]
     assert ways["all scales, fine"] == config.detect
     unmerged = ways["all scales, fine, not merged"]
@@ -330,7 +337,7 @@ def test_ways_to_look_at_one_scale_and_at_several():
     assert unmerged._replace(merge_threshold=config.detect.merge_threshold) == config.detect
 
 
-def test_off_centre_is_one_object_far_from_the_middle():
+def test_off_centre_is_far_from_the_middle():
     def picture(*boxes, crowd=False):
         n = len(boxes)
         return records.Annotation(
@@ -343,15 +350,24 @@ def test_off_centre_is_one_object_far_from_the_middle():
             np.zeros(n, bool),
         )
 
+    middle = (30, 20, 50, 40)
     near, far, other = (55, 40, 65, 60), (60, 40, 60, 60), (0, 0, 10, 10)
     annotations = (
         picture(near),  # 20 to the right, 20 down: 28 away.
         picture((50, 40, 60, 50)),  # 15 and 15.
-        picture(far, other),
+        picture(middle, far, other),
         picture(far, crowd=True),
         picture(),
         picture((60, 40, 62, 50)),  # 21 and 15: 25.8.
         picture((59, 40, 61, 50)),  # 20 and 15: just 25.
     )
     source = records.Source("made", ("a",), annotations, lambda i: None)
-    assert load("overfeat").off_centre(source) == [0, 5, 6]
+    part = load("overfeat").off_centre(source)
+    several = load("overfeat").with_several(source).annotations
+    assert [len(a.labels) for a in several] == [3]
+    assert [a.difficult.tolist() for a in part.annotations] == [
+        [False],
+        [True, False, False],
+        [False],
+        [False],
+    ]

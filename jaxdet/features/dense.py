@@ -61,6 +61,11 @@ def _drop(keys: Any, x: Array, layer: int, kept: float) -> Array:
     return jax.vmap(one)(keys, x)
 
 
+def layers_of(stack: Mapping[str, Layer]) -> list[Layer]:
+    """Returns the layers of a `DenseStack`'s parameters in order."""
+    return [stack[str(i)] for i in range(len(stack))]
+
+
 def to_conv(layers: Sequence[Layer], window: tuple[int, int]) -> list[dict[str, Array]]:
     """Returns the convolutions that dense layers are, when they slide over a map.
 

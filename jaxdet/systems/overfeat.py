@@ -85,6 +85,7 @@ class DetectOptions(NamedTuple):
     merge_threshold: float = 0.8  # Of `box_merging.match_scores`; negative: nothing is merged.
     max_candidates: int = 200  # Of an image: the surest pairs of window and class.
     max_detections: int = 50  # Of an image.
+    middle: bool = False  # Whether the window nearest to a picture's middle is looked at alone.
 
 
 class OverFeat(nn.Module):
@@ -293,8 +294,7 @@ def look(model: OverFeat, variables: Any, images: Images, *, scale: float, fine:
     maps: Any = model.apply(variables, scaled, method=OverFeat.maps)
 
     def slide(stack: dict[str, dense.Layer]) -> Array:
-        layers = [stack[str(i)] for i in range(len(stack))]
-        return overfeat.slide(maps, layers, design, fine=fine)
+        return overfeat.slide(maps, dense.layers_of(stack), design, fine=fine)
 
     logits = slide(parameters["network"]["classifier"])
     codes = slide(parameters["regressor"])
@@ -343,7 +343,8 @@ def detect(
     scores = jnp.concatenate([x.scores.reshape(n_images, -1, n_classes + 1) for x in seen], axis=1)
     boxes = jnp.concatenate([x.boxes.reshape(n_images, -1, model.n_boxes, 4) for x in seen], axis=1)
     windows = jnp.concatenate([x.windows.reshape(-1, 4) for x in seen])
-    inside = jax.vmap(functools.partial(_inside, windows))(images.sizes)
+    where = _middle if options.middle else _inside
+    inside = jax.vmap(functools.partial(where, windows))(images.sizes)
     return jax.vmap(functools.partial(_merge, options=options))(scores, boxes, inside, images.sizes)
 
 
@@ -351,6 +352,13 @@ def _inside(windows: Float[Array, "m 4"], size: Int[Array, "2"]) -> Bool[Array, 
     """Whether half of a window is picture, or half of the picture in it."""
     least = jnp.minimum(box_ops.area(windows), size[0] * size[1])
     return 2 * box_ops.area(box_ops.clip(windows, size)) >= least
+
+
+def _middle(windows: Float[Array, "m 4"], size: Int[Array, "2"]) -> Bool[Array, " m"]:
+    """Which window is nearest to the picture's middle; the first one of them."""
+    centers, _ = box_ops.centers_and_sizes(windows)
+    away = jnp.sum((centers - size[None, ::-1] / 2) ** 2, axis=-1)
+    return jnp.arange(len(windows)) == jnp.argmin(away)
 
 
 def _merge(

@@ -27,11 +27,20 @@ BATCH = cases.make_batch()
 VARIABLES = cases.drawn(jax.eval_shape(MODEL.init, jax.random.key(0), BATCH.images))
 
 
+SMALL = overfeat.OverFeat(overfeat.DESIGNS["small"], cases.K, box_hidden=(12,), dropout=0.0)
+NETWORKS = {
+    "bare": (MODEL, VARIABLES),
+    "small": (SMALL, cases.drawn(jax.eval_shape(SMALL.init, jax.random.key(0), BATCH.images))),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("fine", [False, True])
-def test_looking_at_a_picture_is_looking_at_each_of_its_windows(fine):
+def test_looking_at_a_picture_is_looking_at_each_of_its_windows(name, fine):
     """Dense equals sliding, boxes and all: windows are cut out of the pixels by hand."""
-    look = functools.partial(overfeat.look, MODEL, scale=1.0, fine=fine)
-    seen = jax.jit(look)(VARIABLES, BATCH.images)
+    model, variables = NETWORKS[name]
+    look = functools.partial(overfeat.look, model, scale=1.0, fine=fine)
+    seen = jax.jit(look)(variables, BATCH.images)
     step = 4 if fine else 8
     n = (64 - 32) // step + 1
     assert seen.scores.shape == (4, n, n, cases.K + 1)
@@ -39,8 +48,7 @@ def test_looking_at_a_picture_is_looking_at_each_of_its_windows(fine):
     @jax.jit
     def alone(pixels):
         images = Images(pixels, jnp.full((len(pixels), 2), 32, jnp.int32))
-        window = functools.partial(overfeat.look, MODEL, scale=1.0, fine=fine)
-        return window(VARIABLES, images)
+        return look(variables, images)
 
     for i, j in np.ndindex(n, n):
         y, x = i * step, j * step
@@ -51,20 +59,22 @@ def test_looking_at_a_picture_is_looking_at_each_of_its_windows(fine):
         np.testing.assert_allclose(seen.boxes[:3, i, j], moved, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("scale", [1.0, 0.7, 1.6, 0.4])
-def test_training_sees_windows_as_detecting_does(scale):
+def test_training_sees_windows_as_detecting_does(name, scale):
     """Cut out of the picture one by one, or slid over the resized picture."""
-    seen = jax.jit(functools.partial(overfeat.look, MODEL, scale=scale, fine=True))(
-        VARIABLES, BATCH.images
+    model, variables = NETWORKS[name]
+    seen = jax.jit(functools.partial(overfeat.look, model, scale=scale, fine=True))(
+        variables, BATCH.images
     )
     windows = jnp.broadcast_to(seen.windows.reshape(-1, 4), (4, seen.windows.size // 4, 4))
 
     @jax.jit
     def crops(variables):
-        pixels = MODEL.apply(variables, BATCH.images, method=MODEL.pixels)
-        return MODEL.apply(variables, pixels, windows, train=False, method=MODEL.crops)
+        pixels = model.apply(variables, BATCH.images, method=model.pixels)
+        return model.apply(variables, pixels, windows, train=False, method=model.crops)
 
-    logits, codes = crops(VARIABLES)
+    logits, codes = crops(variables)
     np.testing.assert_allclose(
         jax.nn.softmax(logits), seen.scores.reshape(logits.shape), rtol=1e-4, atol=1e-5
     )
@@ -229,6 +239,25 @@ def test_more_looks_find_more(monkeypatch):
     whole = n_found(scales=(0.5,), fine=False)
     one = n_found(scales=(1.0,))
     assert (whole, one, n_found(scales=(0.5, 1.0, 1.5))) == (0, 1, 5)
+
+
+def test_the_middle_window_alone(monkeypatch):
+    """Of four windows of 20 px, in a picture whose middle is (16, 24)."""
+    corners = jnp.array([[[0.0, 0], [20, 0]], [[0, 20], [20, 20]]])
+    windows = jnp.concatenate([corners, corners + 20], axis=-1)
+    scores = jnp.full((1, 2, 2, cases.K + 1), 0.1).at[..., 1].set(0.9)
+    seen = overfeat.Windows(scores, windows[None, :, :, None], windows)
+    monkeypatch.setattr(overfeat, "look", lambda *_, **__: seen)
+    images = Images(BATCH.images.pixels[:1], jnp.array([[48, 32]]))
+    options = DetectOptions(scales=(1.0,), merge_threshold=-1.0)
+
+    def boxes(middle):
+        way = options._replace(middle=middle)
+        found = overfeat.detect(MODEL.clone(class_agnostic=True), {}, images, options=way)
+        return np.asarray(found.boxes[found.valid])
+
+    assert len(boxes(False)) == 4
+    np.testing.assert_array_equal(boxes(True), [[0, 20, 20, 40]])
 
 
 def test_a_picture_in_one_window_is_seen_whatever_its_shape(monkeypatch):
