@@ -35,7 +35,7 @@ import numpy as np
 from tyro.conf import OmitArgPrefixes
 
 from jaxdet import feeds, predictor, reports
-from jaxdet.data import pipeline, selection, sources
+from jaxdet.data import selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.records import Source
 from jaxdet.data.selection import Selection
@@ -185,9 +185,10 @@ def compare(config: Config) -> dict[str, float]:
         names = (attached, "shared" if agnostic else "by class", "stages" if staged else "joint")
         spec = dataclasses.replace(config.architecture, attached=attached, class_agnostic=agnostic)
         out = config.out / "_".join(names).replace(" ", "_")
-        # One classifier for all that begin with one.
+        # One classifier for all that begin with one; with several boxes it is of no use to others.
         trained = config.out / "convolutions_shared_stages" / "classifier"
-        weights = str(trained) if staged and results else config.weights
+        is_shared = staged and results and config.architecture.n_boxes == 1
+        weights = str(trained) if is_shared else config.weights
         way = dataclasses.replace(
             config, compare=False, architecture=spec, staged=staged, weights=weights, out=out
         )
@@ -205,17 +206,19 @@ def compare(config: Config) -> dict[str, float]:
 
 
 def check(config: Config, train: Source) -> None:
-    """Raises where flags would have no effect."""
+    """Raises where flags would have no effect, or boxes no object to learn from."""
     if config.staged and not (config.loss.train_classifier and config.loss.train_boxes):
         raise ValueError(
             "--loss.train-classifier and --loss.train-boxes are set by each stage. "
             f"Got {config.loss} and staged"
         )
-    most = max(int(np.sum(~(a.crowd | a.difficult))) for a in train.annotations)
-    if config.architecture.n_boxes > most:
+    n_boxes = config.architecture.n_boxes
+    counts = [int(np.sum(~(a.crowd | a.difficult))) for a in train.annotations]
+    if n_boxes > 1 and set(counts) != {n_boxes}:
         raise ValueError(
-            f"--architecture.n-boxes must be at most {most}, the most objects of a picture of "
-            f"{train.name}. Got {config.architecture.n_boxes}"
+            f"--architecture.n-boxes must be the number of objects of every picture of "
+            f"{train.name}, which hold {min(counts)} to {max(counts)}. Got {n_boxes}; "
+            f"--n-objects {n_boxes} keeps those that hold as many"
         )
 
 
@@ -269,8 +272,17 @@ def run(config: Config, *, free: Sequence[str] = FREE) -> tuple[bool, dict[str, 
         config.architecture, train.classes, train.category_ids, config.canvases, config.detect
     )
     finder = predictor.from_description(description)
+    # The measures are of five guesses, whatever is shown.
+    judge = predictor.from_description(description._replace(detect=DetectOptions()))
     stage = functools.partial(
-        run_stage, config, model=model, finder=finder, data=data, description=description, free=free
+        run_stage,
+        config,
+        model=model,
+        finder=finder,
+        judge=judge,
+        data=data,
+        description=description,
+        free=free,
     )
     if not config.staged:
         ended = stage(variables, config.loss, config.training, out=config.out)
@@ -283,7 +295,7 @@ def run(config: Config, *, free: Sequence[str] = FREE) -> tuple[bool, dict[str, 
         second = config.loss._replace(train_classifier=False)
         of_head = dataclasses.replace(config.training, **dataclasses.asdict(config.head))
         ended = stage(variables, second, of_head, out=config.out, before=config.training.steps)
-    return ended, report(config, finder, begun=begun)
+    return ended, report(config, finder, judge, begun=begun)
 
 
 def run_stage(
@@ -296,13 +308,13 @@ def run_stage(
     before: int = 0,
     model: localizer.Localizer,
     finder: predictor.Predictor,
+    judge: predictor.Predictor,
     data: selection.Parts,
     description: Description,
     free: Sequence[str],
 ) -> bool:
     """Trains what the loss is of, from these variables on; leaves checkpoints."""
     log, (train, rates, val) = logging.MetricsLog(out), data
-    rows = pipeline.max_object_count(train, augmentation=config.augmentation)
     batches = feeds.training(
         train,
         selection=config.selection,
@@ -310,12 +322,9 @@ def run_stage(
         canvases=config.canvases,
         augmentation=config.augmentation,
         rates=rates,
-        max_objects=rows,
     )
     loss = functools.partial(localizer.loss, model, options=loss_options)
-    val_batches = feeds.evaluation(
-        val, canvases=config.canvases, batch_size=options.batch_size, max_objects=rows
-    )
+    val_batches = feeds.evaluation(val, canvases=config.canvases, batch_size=options.batch_size)
     val_losses = fit.validation_losses(loss, batches=val_batches, seed=options.seed)
     shown = predictor.spread(val, config.n_pictures)
     watch = reports.watch(
@@ -325,7 +334,7 @@ def run_stage(
     def evaluate(variables: dict[str, Any], step: int) -> dict[str, float]:
         coco.write_results(out / "progress" / f"{step:06d}.json", watch(variables, step))
         return val_losses(variables) | predictor.measure_localization(
-            finder, variables, val_batches()
+            judge, variables, val_batches()
         )
 
     ended = fit.fit(
@@ -352,7 +361,9 @@ def run_stage(
     return ended
 
 
-def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict[str, float]:
+def report(
+    config: Config, finder: predictor.Predictor, judge: predictor.Predictor, *, begun: float
+) -> dict[str, float]:
     """Evaluates the best checkpoint on the test split, writes tables and pictures."""
     batch_size = config.training.batch_size
     variables, test, found = reports.on_test(
@@ -363,7 +374,7 @@ def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict
         n_pictures=2 * config.n_pictures,
     )
     batches = feeds.evaluation(test, canvases=config.canvases, batch_size=batch_size)
-    metrics = predictor.measure_localization(finder, variables, batches())
+    metrics = predictor.measure_localization(judge, variables, batches())
     for name, value in metrics.items():
         print(f"{name:18} {value:.3f}")
     evaluation = coco.evaluate_boxes(sources.to_coco(test), found)

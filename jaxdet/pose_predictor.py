@@ -116,7 +116,7 @@ def find(
     Args:
       predictor: From `compile_stages`.
       variables: Of the model, on all devices.
-      source: Pictures with keypoints, whose boxes alone are looked at.
+      source: Pictures with boxes; keypoints are not looked at.
       batch_size: As in `measure`.
 
     Returns:
@@ -177,7 +177,10 @@ def _looked_at(
 ) -> Iterator[tuple[Batch, Poses]]:
     """This process's share of the pictures, and the poses in them."""
     batches = feeds.evaluation(
-        source, canvases=predictor.canvases, batch_size=batch_size, with_keypoints=True
+        source,
+        canvases=predictor.canvases,
+        batch_size=batch_size,
+        with_keypoints=bool(source.keypoint_names),
     )
     for batch in batches():
         given = (batch.images, batch.instances.boxes, batch.instances.valid)

@@ -1,5 +1,7 @@
 """A cascade that is known: centers of boxes first, then their corners."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -91,6 +93,15 @@ def test_poses_come_back_in_pixels_of_their_pictures():
             "keypoints": [x1, y1, 1, x2, y2, 1],
             "score": 1.0,
         }
+
+
+def test_boxes_alone_are_enough_to_find_poses():
+    bare = tuple(a._replace(keypoints=None) for a in ANNOTATIONS)
+    source = dataclasses.replace(SOURCE, annotations=bare, keypoint_names=())
+    got, want = (
+        pose_predictor.find(FINDER, "variables", x, batch_size=2) for x in (source, SOURCE)
+    )
+    assert got == want
 
 
 def test_draws_as_many_as_asked_for():

@@ -124,9 +124,22 @@ def test_compare_waits_for_all_ways(tmp_path, monkeypatch, capsys, unfinished):
     assert ["weights" in free for _, free in seen] == [False, *[True] * 3, *[False] * 4]
 
 
+def test_classifiers_of_several_boxes_are_not_shared(monkeypatch, tmp_path):
+    module, seen = load("localizer"), []
+
+    def run(config, *, free):
+        seen.append((config.weights, free))
+        return True, dict.fromkeys(module.MEASURES, 0.5)
+
+    monkeypatch.setattr(module, "run", run)
+    spec = dataclasses.replace(module.SMOKE.architecture, n_boxes=2)
+    module.main(dataclasses.replace(module.SMOKE, compare=True, architecture=spec, out=tmp_path))
+    assert seen == [("", module.FREE)] * 8
+
+
 def test_flags_without_effect_are_refused(data_dir, tmp_path):
     arguments = ["smoke", "--data-dir", data_dir, "--out", tmp_path]
-    with pytest.raises(ValueError, match=r"--architecture\.n-boxes must be at most 1.*Got 2"):
+    with pytest.raises(ValueError, match=r"--architecture\.n-boxes must be.*hold 1 to 1. Got 2"):
         run_script("localizer", [*arguments, "--architecture.n-boxes", 2])
     for name in ("localizer", "overfeat"):
         module = load(name)

@@ -27,7 +27,10 @@ def with_count(source: Source, count: int) -> Source:
         if len(a.labels) == count and not (a.crowd | a.difficult).any()
     ]
     if count < 1 or not kept:
-        raise ValueError(f"{source.name}: holds no picture with `count` objects. Got {count}.")
+        raise ValueError(
+            f"{source.name}: holds no picture with exactly {count} objects that all count. "
+            "--n-objects must be another number."
+        )
     note = f"With {count} object{'s' if count > 1 else ''}: {len(kept)} of {len(source)} pictures."
     return sources.select(source, kept, name=source.name, note=note)
 

@@ -168,7 +168,7 @@ def measure_errors(
     Args:
       joints: What the stage said, pixels.
       truth: (x, y, visibility); joints of visibility 0 are left out.
-      sizes: Diameters of the true poses, pixels.
+      sizes: Diameters of the true poses, pixels, above 0.
 
     Returns:
       Mean and standard deviation of each joint's errors; 0 for joints that are never labelled.
@@ -176,7 +176,7 @@ def measure_errors(
     Source:
       Toshev & Szegedy 2014 (arXiv:1312.4659v3), section 3.2, "Training".
     """
-    off = (joints - truth[..., :2]) / np.maximum(sizes, 1)[:, None, None]
+    off = (joints - truth[..., :2]) / sizes[:, None, None]
     known = truth[..., 2:] > 0
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.sum(off, axis=0, where=known) / count

@@ -16,6 +16,7 @@ Departures:
   has settled is a fixed point.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,18 +26,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxdet.features import norm
+from jaxdet.features import fpn, norm, resnet
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders
 from jaxdet.geometry import iou as iou_ops
 from jaxdet.losses import boxes as box_losses
 from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
-from jaxdet.regions.heads import BoxOutputs, RoIHeads
+from jaxdet.regions.heads import BoxOutputs, RoIHeads, TwoMLPHead
 from jaxdet.regions.roi_loss import BOX_WEIGHTS
 from jaxdet.structures import Batch, Images
 from jaxdet.training import steps
 from jaxdet.training.steps import Aux
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A box adjuster, in numbers that JSON can hold."""
+
+    depth: int = 18
+    """Of the ResNet."""
+    width: int = 24
+    """Channels of its first stage."""
+    n_stages: int = 2
+    features: int = 256
+    """Width of the head's layers."""
 
 
 class LossOptions(NamedTuple):
@@ -91,6 +105,30 @@ class BoxAdjuster(nn.Module):
         """Returns how boxes should move, coded."""
         canvas = (images.pixels.shape[1], images.pixels.shape[2])
         return self.roi_heads(pyramid, boxes, canvas).deltas[:, :, 0]
+
+
+def build(
+    architecture: Architecture = Architecture(),
+    *,
+    axis_name: str | None = None,
+    dtype: Any = jnp.float32,
+) -> BoxAdjuster:
+    """Returns the network.
+
+    Args:
+      architecture: Its numbers.
+      axis_name: The mapped axis over which batch statistics are synchronized.
+      dtype: Of the layers; boxes and losses are float32 always.
+    """
+    spec = architecture
+    layer = functools.partial(norm.BatchNorm, axis_name=axis_name, use_fast_variance=False)
+    body = resnet.resnet(
+        spec.depth, n_stages=spec.n_stages, width=spec.width, norm=layer, dtype=dtype
+    )
+    return BoxAdjuster(
+        fpn.SingleLevelBackbone(body),
+        RoIHeads(TwoMLPHead(spec.features, dtype), Deltas(), 1, aligned=True),
+    )
 
 
 def jitter(

@@ -45,7 +45,7 @@ from jaxdet.targets import sampling
 from jaxdet.training import steps
 from jaxdet.training.steps import Aux
 
-MIN_DIAMETER = 1.0  # px; a pose that shrank to a point still has a crop.
+MIN_DIAMETER = 0.1  # Diagonals of the box; where shoulder and hip nearly coincide.
 
 
 class Poses(NamedTuple):
@@ -127,7 +127,8 @@ class DeepPose(nn.Module):
     """`PoseRegressor`s, alike or not."""
     torso: tuple[int, int]
     """Two joints on opposite ends, such as left shoulder and right hip; their distance is the
-    pose's diameter. Where one is not labelled, half the diagonal of the box is."""
+    pose's diameter, or a tenth of the box's diagonal if that is more. Where one of them is not
+    labelled, half the diagonal is."""
     crop_size: int = 220
     """Side of the crops that networks read, pixels."""
     box_context: float = 1.0
@@ -174,7 +175,7 @@ class DeepPose(nn.Module):
         self, joints: Float[Array, "*b j 2"], diameters: Float[Array, "*b"]
     ) -> Float[Array, "*b j 4"]:
         """Returns the crops around joints, xyxy pixels: eq. 6."""
-        side = self.joint_context * jnp.maximum(diameters, MIN_DIAMETER)[..., None, None]
+        side = self.joint_context * diameters[..., None, None]
         return box_ops.from_centers_and_sizes(joints, jnp.broadcast_to(side, joints.shape))
 
 
@@ -217,7 +218,7 @@ def build(
 def diameters(
     keypoints: Float[Array, "*b j 3"], boxes: Float[Array, "*b 4"], torso: tuple[int, int]
 ) -> Float[Array, "*b"]:
-    """Returns diam(y) of poses, pixels; see `DeepPose.torso`.
+    """Returns diam(y) of poses, pixels, at least one; see `DeepPose.torso`.
 
     Args:
       keypoints: (x, y, visibility), pixels.
@@ -226,7 +227,8 @@ def diameters(
     """
     lengths, known = keypoint_ops.distances(keypoints, [torso])
     diagonal = jnp.linalg.norm(boxes[..., 2:] - boxes[..., :2], axis=-1)
-    return jnp.where(known[..., 0], lengths[..., 0], diagonal / 2)
+    torsos = jnp.maximum(lengths[..., 0], MIN_DIAMETER * diagonal)
+    return jnp.maximum(jnp.where(known[..., 0], torsos, diagonal / 2), 1)
 
 
 def loss(

@@ -56,7 +56,7 @@ class LossOptions(NamedTuple):
 
     train_classifier: bool = True  # Else it stays as it is, statistics and all.
     train_boxes: bool = True  # Else their head stays as it is.
-    optimal: bool = False  # Boxes answer for the objects that they fit best; else in order.
+    optimal: bool = False  # Boxes answer for what they fit best; else for objects left to right.
     label_smoothing: float = 0.0  # Share of the target that all classes have alike, 0 to 1.
 
 
@@ -233,7 +233,7 @@ def loss(
     def one(outputs: BoxOutputs, truth: Instances, frame: Array) -> tuple[Any, Any]:
         return _image_loss(outputs, truth, frame, options=options)
 
-    terms, metrics = jax.vmap(one)(outputs, truth, box_ops.frames(batch.images.sizes))
+    terms, metrics = jax.vmap(one)(outputs, truth, _frames(batch.images))
     trained = {"class": options.train_classifier, "box": options.train_boxes}
     terms, metrics = jax.tree.map(jnp.sum, (terms, metrics))
     return {name: terms[name] for name, used in trained.items() if used}, Aux(metrics, stats)
@@ -265,7 +265,8 @@ def _image_loss(
     if options.optimal:
         slots = assignment.assign(entropy + error, truth.valid, jnp.ones(n_slots, bool))
     else:
-        order = jnp.cumsum(truth.valid, dtype=jnp.int32) - 1
+        middles, _ = box_ops.centers_and_sizes(truth.boxes)
+        order = jnp.argsort(jnp.argsort(jnp.where(truth.valid, middles[:, 0], jnp.inf)))
         slots = Assignment(jnp.clip(order, 0, n_slots - 1), truth.valid & (order < n_slots))
 
     def chosen(x: Array) -> Array:
@@ -306,9 +307,15 @@ def detect(
     """
     outputs, _ = classifier.run(model, variables, images, keys=None, train=False)
     deltas = jnp.broadcast_to(outputs.deltas, (*outputs.logits.shape, 4))
-    boxes = jax.vmap(_decode)(deltas, box_ops.frames(images.sizes))
+    boxes = jax.vmap(_decode)(deltas, _frames(images))
     inside = jax.vmap(box_ops.clip)(boxes, images.sizes)
     return classifier.guesses(jax.nn.softmax(outputs.logits), inside, options=options)
+
+
+def _frames(images: Images) -> Float[Array, "b 4"]:
+    """What codes are relative to: whole canvases, as the maps that they are read from."""
+    batch, *canvas = images.pixels.shape[:3]
+    return jnp.broadcast_to(box_ops.frames(jnp.array([canvas])), (batch, 4))
 
 
 def _decode(deltas: Float[Array, "*n 4"], frame: Float[Array, " 4"]) -> Float[Array, "*n 4"]:

@@ -45,7 +45,7 @@ def test_pictures_with_a_count_of_objects():
     assert single[0][0][0, 0, 2] == 1 and single.category_ids == (3, 7)
     assert "With 1 object: 1 of 6 pictures." in single.notes
     assert [a.image_id for a in object_pictures.with_count(SOURCE, 2).annotations] == [10, 60]
-    with pytest.raises(ValueError, match="Got 3"):
+    with pytest.raises(ValueError, match="exactly 3 objects"):
         object_pictures.with_count(SOURCE, 3)
 
 

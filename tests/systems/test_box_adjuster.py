@@ -130,6 +130,18 @@ def test_loss_is_finite_and_differentiable(model, loss_and_gradient):
     chex.assert_tree_all_finite(gradient)
 
 
+def test_a_picture_that_only_fills_the_batch_has_nothing_to_learn_from(model, loss_and_gradient):
+    """As if its objects were not there; pixels are in the statistics of norms all the same."""
+    variables = cases.drawn(jax.eval_shape(model.init, jax.random.key(0), BATCH.images))
+    filler = BATCH._replace(records=BATCH.records.at[0].set(-1))
+    truth = BATCH.instances
+    bare = BATCH._replace(instances=truth._replace(valid=truth.valid.at[0].set(False)))
+    got, want = (loss_and_gradient(variables["params"], variables, x) for x in (filler, bare))
+    chex.assert_trees_all_equal(got, want)
+    (_, (terms, _)), _ = loss_and_gradient(variables["params"], variables, BATCH)
+    assert 0 < want[0][1][0]["box"][1] < terms["box"][1]
+
+
 class Knows(BoxAdjuster):
     """Moves every box onto (10, 20, 50, 40), but for errors of its codes."""
 

@@ -250,6 +250,13 @@ def test_displacements_have_the_spread_asked_for():
     np.testing.assert_allclose(targets.std(0), [0.2, 0.05], rtol=0.1)
 
 
+def test_a_torso_that_shrank_is_a_tenth_of_the_diagonal():
+    """A box of 30 x 40, and one of nothing."""
+    keypoints = jnp.zeros((2, 2, 3)).at[..., 2].set(2)
+    boxes = jnp.array([[0.0, 0, 30, 40], [0, 0, 0, 0]])
+    np.testing.assert_allclose(deep_pose.diameters(keypoints, boxes, (0, 1)), [5, 1])
+
+
 def test_diameter_is_the_torsos_or_half_the_diagonal():
     keypoints = jnp.array([[[0.0, 0, 2], [9, 9, 2], [3, 4, 1]], [[0, 0, 2], [9, 9, 2], [3, 4, 0]]])
     boxes = jnp.array([[0.0, 0, 30, 40]] * 2)

@@ -51,10 +51,10 @@ def detect(outputs, images):
     return jax.jit(lambda o, x: localizer.detect(says(*o), {}, x))(outputs, images)
 
 
-def encode(box, size):
-    """From the frame of a picture of (height, width), in plain Python."""
+def encode(box):
+    """From the frame of the canvas, in plain Python."""
     x1, y1, x2, y2 = map(float, box)
-    height, width = map(float, size)
+    height, width = cases.CANVAS
     dx, dy = ((x1 + x2) / 2 - width / 2) / width, ((y1 + y2) / 2 - height / 2) / height
     numbers = (dx, dy, np.log((x2 - x1) / width), np.log((y2 - y1) / height))
     return np.multiply(numbers, CODE_WEIGHTS)
@@ -63,10 +63,10 @@ def encode(box, size):
 def test_loss_by_hand(rng):
     """One box for all classes; the object of picture 1 stands behind a crowd."""
     logits, deltas = rng.normal(size=(4, 1, 3)), rng.normal(size=(4, 1, 1, 4))
-    truth, sizes = SINGLE.instances, np.array(SINGLE.images.sizes)
+    truth = SINGLE.instances
     squares = entropies = hits = 0
     for i, row in enumerate([0, 1, 0, 0]):
-        target = encode(truth.boxes[i, row], sizes[i])
+        target = encode(truth.boxes[i, row])
         squares += np.sum((deltas[i, 0, 0] - target) ** 2)
         label = int(truth.labels[i, row]) - 1
         entropies += np.log(np.sum(np.exp(logits[i, 0]))) - logits[i, 0, label]
@@ -79,7 +79,7 @@ def test_loss_by_hand(rng):
 
 def perfect(batch, order):
     """Logits and deltas that are right; slot `order[i]` answers for object i. A box a class."""
-    truth, sizes = batch.instances, np.array(batch.images.sizes)
+    truth = batch.instances
     n = len(order)
     logits, deltas = np.zeros((4, n, cases.K)), np.full((4, n, cases.K, 4), 9.0)
     for i in range(4):
@@ -87,7 +87,7 @@ def perfect(batch, order):
         for row, slot in zip(rows, order, strict=True):
             label = int(truth.labels[i, row]) - 1
             logits[i, slot, label] = 50
-            deltas[i, slot, label] = encode(truth.boxes[i, row], sizes[i])
+            deltas[i, slot, label] = encode(truth.boxes[i, row])
     return logits, deltas
 
 
@@ -120,6 +120,13 @@ def test_order_or_the_best_assignment():
     assert metrics["accuracy"] == (8, 8)
 
 
+def test_order_is_from_left_to_right_whatever_the_rows():
+    right = perfect(DOUBLE, [0, 1])
+    rows = jax.tree.map(lambda x: x[:, ::-1], DOUBLE.instances)
+    terms, _ = loss(right, DOUBLE._replace(instances=rows))
+    assert terms["box"] == (pytest.approx(0, abs=1e-4), 8)
+
+
 def test_objects_beyond_the_boxes_are_left_out():
     for optimal in (False, True):
         terms, _ = loss((np.zeros((4, 1, 3)), np.zeros((4, 1, 1, 4))), DOUBLE, optimal=optimal)
@@ -140,13 +147,13 @@ def test_boxes_of_classes_learn_from_their_own_objects_only():
         np.testing.assert_array_equal(np.flatnonzero(moved), [labels[i]])
 
 
-def test_zero_codes_are_the_whole_picture_and_boxes_end_at_its_border():
+def test_zero_codes_are_the_whole_canvas_and_boxes_end_at_the_pictures_border():
     found = detect((np.zeros((4, 1, 3)), np.zeros((4, 1, 1, 4))), SINGLE.images)
     np.testing.assert_allclose(found.boxes[3, 0], [0, 0, 48, 40], atol=1e-4)
     right = np.zeros((4, 1, 1, 4))
-    right[..., 0] = 1  # A quarter of the width.
+    right[..., 0] = 1  # A quarter of the canvas.
     found = detect((np.zeros((4, 1, 3)), right), SINGLE.images)
-    np.testing.assert_allclose(found.boxes[3, 0], [12, 0, 48, 40], atol=1e-4)
+    np.testing.assert_allclose(found.boxes[3, 0], [16, 0, 48, 40], atol=1e-4)
 
 
 STAGES = {
@@ -203,6 +210,6 @@ def test_numbers_of_outputs(attached, agnostic):
 
 
 def test_codes_are_rcnns():
-    box, frame = jnp.array([[10.0, 4, 30, 20]]), jnp.array([[0.0, 0, 48, 40]])
+    box, frame = jnp.array([[10.0, 4, 30, 20]]), jnp.array([[0.0, 0, 64, 64]])
     want = coders.encode_boxes(box, frame, weights=CODE_WEIGHTS)[0]
-    np.testing.assert_allclose(encode(box[0], (40, 48)), want, rtol=1e-5)
+    np.testing.assert_allclose(encode(box[0]), want, rtol=1e-5)
