@@ -1,12 +1,15 @@
 """What it costs to look at every window of a picture: once for all, or each cut out.
 
+Expected  accurate, multiplications of cutting out over those of the dense way: 1.0, 9.0, 28.2, 30.5
+          and 33.6 at 221, 257, 461, 569 and 1024 px; seconds at 257 px 0.44 against 1.38, at 461 px
+          2.35 against 34.2, 14.5 times as many. One minute on two cores (Intel, AVX-512).
 Run       python benchmarks/overfeat_windows.py
           python benchmarks/overfeat_windows.py --design fast --measured 231 467 --sizes 231 467
 Columns   windows at the finest stride; multiplications (with their additions, in billions, counted
           from shapes) of the dense way and of cutting windows out, and their ratio; the same
-          measured, seconds, on the sizes asked for. Windows of a larger picture see its pixels
-          where their crops have zeros, so results are alike, not equal; `tests/features` says when
-          they are.
+          measured, seconds, on the sizes asked for. In padded layers windows of a larger picture see
+          its pixels where their crops have zeros: with random weights logits differ by up to their
+          standard deviation. Of maps, and without padding, windows are equal; `tests/features`.
 """
 
 import dataclasses

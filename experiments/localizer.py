@@ -11,6 +11,7 @@ Expected  shapes: right class and box in 0.854 of 512 test pictures, mean IoU 0.
           beside other work.
 Run       python experiments/localizer.py
           python experiments/localizer.py staged
+          python experiments/localizer.py pair
           python experiments/localizer.py compare
           python experiments/localizer.py folder --data PATH --weights resnet18
 Check     python experiments/localizer.py smoke
@@ -108,6 +109,14 @@ SHAPES = Config(
     ),
     out=pathlib.Path("runs/localizer"),
 )
+PAIR = dataclasses.replace(
+    SHAPES,
+    selection=Selection(scenes="pair", n_objects=2),
+    canvases=((64, 64),),
+    architecture=dataclasses.replace(SMALL, n_boxes=2, map_size=(4, 4)),
+    loss=LossOptions(optimal=True),
+    out=pathlib.Path("runs/localizer_pair"),
+)
 STAGED = dataclasses.replace(
     SHAPES,
     staged=True,
@@ -158,6 +167,7 @@ CONFIGS = {
         "Where the head is attached, boxes by class, training in stages: a table.",
         COMPARE,
     ),
+    "pair": ("Scenes of two objects: two boxes, each for the object that it fits best.", PAIR),
     "smoke": ("Seconds; does every part work?", SMOKE),
     "folder": ("Your own pictures of one object (--data PATH).", FOLDER),
 }

@@ -66,19 +66,28 @@ SINGLE = ShapesConfig(
     group=0.0,
     radii=(0.2, 0.42),
 )
+PAIR = dataclasses.replace(
+    SINGLE,
+    name="pair",
+    description="One or two objects in each scene, large.",
+    train=12000,
+    test=1024,
+    most=2,
+    radii=(0.16, 0.3),
+)
 SINGLE_TINY = dataclasses.replace(
     SINGLE, name="single_tiny", description=TINY.description, train=64, validation=16, test=16
 )
 
 
-Drawing = Literal["full", "large", "tiny", "single", "single_tiny"]  # Their names.
+Drawing = Literal["full", "large", "tiny", "single", "pair", "single_tiny"]  # Their names.
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
     """Writes the scenes of a `ShapesConfig` as array_record files."""
 
     VERSION = tfds.core.Version("1.0.0")  # Of the drawing: old files are not taken for new ones.
-    BUILDER_CONFIGS = [FULL, LARGE, TINY, SINGLE, SINGLE_TINY]  # noqa: RUF012 -- TFDS's own attribute.
+    BUILDER_CONFIGS = [FULL, LARGE, TINY, SINGLE, PAIR, SINGLE_TINY]  # noqa: RUF012 -- TFDS's own attribute.
     # Nothing is downloaded. TFDS looks for checksums with a package it does not depend on.
     url_infos = None
 
