@@ -7,9 +7,10 @@ Run       python benchmarks/overfeat_windows.py
           python benchmarks/overfeat_windows.py --design fast --measured 231 467 --sizes 231 467
 Columns   windows at the finest stride; multiplications (with their additions, in billions, counted
           from shapes) of the dense way and of cutting windows out, and their ratio; the same
-          measured, seconds, on the sizes asked for. In padded layers windows of a larger picture see
-          its pixels where their crops have zeros: with random weights logits differ by up to their
-          standard deviation. Of maps, and without padding, windows are equal; `tests/features`.
+          measured, seconds, on the sizes asked for. In padded layers windows of a larger picture
+          see its pixels where their crops have zeros: with random weights logits differ by up to
+          their standard deviation. Of maps, and without padding, windows are equal;
+          `tests/features`.
 """
 
 import dataclasses

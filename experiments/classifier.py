@@ -19,10 +19,11 @@ import dataclasses
 import functools
 import pathlib
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import tyro
 from tyro.conf import OmitArgPrefixes
 
 from jaxdet import feeds, predictor, reports
@@ -48,7 +49,7 @@ class Config:
     augmentation: Augmentation = Augmentation()
     network: Network = Network()
     """That of `weights`, where they are published or of a run."""
-    weights: str = ""
+    weights: Annotated[str, tyro.conf.arg(aliases=["--init-from"])] = ""
     """What to begin from: a run, a published name, or a file (.pth, .safetensors). For other
     classes the last layer is new."""
     loss: LossOptions = LossOptions()

@@ -4,7 +4,8 @@ Expected  fasterrcnn_resnet50_fpn on val2017, as published: AP 0.370 (not run he
 Run       python experiments/evaluate.py --data PATH --checkpoint runs/x
           python experiments/evaluate.py --data PATH --results detections.json
           python experiments/evaluate.py --data COCO --split val --weights fasterrcnn_resnet50_fpn
-Writes    OUT/detections.json, OUT/results.json, OUT/precision_recall.png, OUT/pictures.png
+Writes    OUT/detections.json, OUT/results.json (with classifiers and localizers their own measures,
+          too, of five guesses), OUT/precision_recall.png, OUT/pictures.png
 """
 
 import dataclasses
@@ -14,14 +15,19 @@ from typing import Any
 
 import tqdm
 
-from jaxdet import predictor
+from jaxdet import feeds, predictor
 from jaxdet.data import layouts, selection, shapes, sources
+from jaxdet.data.records import Source
 from jaxdet.data.resize import ShortSide
 from jaxdet.data.selection import Selection
 from jaxdet.metrics import coco
+from jaxdet.systems.classifier import DetectOptions
 from jaxdet.training import checkpoints, logging, recipes
 from jaxdet.viz import draw, figures
 from jaxdet.weights import detectors, download
+from jaxdet.weights.description import name_of
+
+GUESSERS = ("classifier", "localizer")  # Of one object or a few, not of all there are.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Config:
     """What to evaluate, and on what."""
 
     data: str
-    """`shapes`, or a path: COCO, VOC, YOLO, VIA, CSV, masks, a TFDS folder; or tfds:NAME."""
+    """`shapes`, or a path: COCO, VOC, YOLO, VIA, CSV, masks, pictures by class, a TFDS folder; or
+    tfds:NAME."""
     format: layouts.Format | None = None
     """Of the data, if what is found by itself is wrong."""
     skip_bad: bool = False
@@ -75,9 +82,10 @@ def main(config: Config) -> coco.Evaluation:
     given = [config.checkpoint is not None, config.results is not None, bool(config.weights)]
     if sum(given) != 1:
         raise ValueError("Give either --checkpoint, --weights or --results.")
-    finder = variables = None
+    finder = variables = detector = None
     if config.checkpoint is not None:
-        finder, variables = predictor.load(config.checkpoint)
+        detector = detectors.load_checkpoint(config.checkpoint)
+        finder, variables = predictor.from_detector(detector)
     elif config.weights:
         detector = detectors.load(
             config.weights,
@@ -113,7 +121,25 @@ def main(config: Config) -> coco.Evaluation:
     sheet = predictor.contact_sheet(source, rows, n_pictures=config.n_pictures)
     draw.save_png(config.out / "pictures.png", sheet)
     print(coco.as_table(evaluation))
+    if detector is not None and name_of(detector.description.architecture) in GUESSERS:
+        measured = measure_guesses(config, detector, source)
+        print("\n".join(f"{name:18} {value:.3f}" for name, value in measured.items()))
+        text = json.dumps(coco.as_json(evaluation) | {"guesses": measured}, indent=2) + "\n"
+        logging.write_atomically(config.out / "results.json", text)
     return evaluation
+
+
+def measure_guesses(
+    config: Config, detector: detectors.Detector, source: Source
+) -> dict[str, float]:
+    """The measures of systems that guess what a picture shows."""
+    description, variables = detector
+    judge = predictor.from_description(description._replace(detect=DetectOptions()))
+    batches = feeds.evaluation(source, canvases=judge.canvases, batch_size=config.batch_size)
+    measured = predictor.measure_localization(judge, variables, batches())
+    if name_of(description.architecture) == "classifier":  # Its boxes are whole pictures.
+        return {name: measured[name] for name in ("top1", "top5")}
+    return measured
 
 
 def as_trained(config: Config) -> Selection:

@@ -28,11 +28,12 @@ import itertools
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from tyro.conf import OmitArgPrefixes
 
 from jaxdet import feeds, predictor, reports
@@ -76,7 +77,7 @@ class Config:
     detect: DetectOptions = DetectOptions()
     staged: bool = False
     """Whether the classifier is trained first (or read), and then the box head alone."""
-    weights: str = ""
+    weights: Annotated[str, tyro.conf.arg(aliases=["--init-from"])] = ""
     """A classifier to begin from: a run, a published name, or a file (.pth, .safetensors)."""
     training: OmitArgPrefixes[fit.Options] = fit.Options()
     """Of both heads at once, or of the classifier."""

@@ -10,12 +10,14 @@ Writes    OUT/*.png, one a picture, boxes with class names and scores;
 import dataclasses
 import json
 import pathlib
+import sys
 
 import tqdm
 import tyro
 
 from jaxdet import predictor
 from jaxdet.data import sources
+from jaxdet.data.records import Source
 from jaxdet.metrics import coco
 from jaxdet.training import recipes
 from jaxdet.viz import draw
@@ -62,7 +64,7 @@ def main(config: Config) -> list[dict]:
             progress=download.show_progress,
         )
         finder, variables = predictor.from_detector(detector)
-    source = predictor.picture_source(config.pictures)
+    source = readable(predictor.picture_source(config.pictures))
     with tqdm.tqdm(total=len(source), desc="detecting", unit="picture") as bar:
         rows = predictor.detect_source(
             finder,
@@ -97,8 +99,24 @@ def main(config: Config) -> list[dict]:
         shown = [row for row in found if row["score"] >= config.score_threshold]
         names = [finder.classes[finder.category_ids.index(r["category_id"])] for r in shown]
         counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+        best = max(found, key=lambda row: row["score"], default=None)
+        if best is not None and not counts:
+            name = finder.classes[finder.category_ids.index(best["category_id"])]
+            counts = f"nothing as sure as {config.score_threshold:g}; likeliest, at "
+            counts += f"{best['score']:.2f}: {name}"
         print(f"{annotation.name} -> {path}: {counts or 'nothing found'}")
     return rows
+
+
+def readable(source: Source) -> Source:
+    """The pictures that can be read; names the others."""
+    bad = sources.find_bad_pictures(source)
+    for text in bad.values():
+        print(f"Left out: {text}", file=sys.stderr)
+    good = [index for index in range(len(source)) if index not in bad]
+    if not good:
+        raise ValueError("No picture can be read.")
+    return sources.select(source, good, name=source.name)
 
 
 if __name__ == "__main__":

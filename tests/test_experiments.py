@@ -152,7 +152,7 @@ def test_fine_tunes_from_weights(weights_file, data_dir, tmp_path):
     assert all(0 < x < 0.1 for x in jax.tree.leaves(moved))
 
 
-def test_predicts_and_evaluates_with_weights(weights_file, data_dir, tmp_path):
+def test_predicts_and_evaluates_with_weights(weights_file, data_dir, tmp_path, capsys):
     source = shapes.load("test", data_dir=data_dir, config=shapes.TINY)
     picture = tmp_path / "scene.png"
     cv2.imwrite(str(picture), source.read(0)[..., ::-1])
@@ -166,6 +166,15 @@ def test_predicts_and_evaluates_with_weights(weights_file, data_dir, tmp_path):
     assert json.loads((tmp_path / "found" / "detections.json").read_text()) == rows
     described = json.loads((tmp_path / "found" / "pictures.json").read_text())
     assert [c["name"] for c in described["categories"]] == list(names)
+    # What cannot be read is named and left out.
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:99])
+    config = predict.Config((picture, broken), weights=str(sized), out=tmp_path / "again")
+    assert predict.main(config) == rows
+    out, err = capsys.readouterr()
+    assert f"Left out: {broken}" in err and out.count("scene.png ->") == 2
+    with pytest.raises(ValueError, match="No picture can be read"):
+        predict.main(predict.Config((broken,), weights=str(sized)))
     with pytest.raises(ValueError, match="either"):
         predict.main(predict.Config((picture,)))
     with pytest.raises(ValueError, match="Name a picture"):

@@ -73,6 +73,9 @@ def test_localizes_in_stages(data_dir, tmp_path, capsys):
     )
     assert "scenes single_tiny" in capsys.readouterr().out
     assert again.metrics["AP50"] == pytest.approx(metrics["AP50"], abs=1e-6)
+    guesses = json.loads((tmp_path / "again" / "results.json").read_text())["guesses"]
+    assert guesses == pytest.approx({name: metrics[name] for name in guesses})
+    assert guesses.keys() >= {"top1", "localization_top5", "mean_iou"}
     rows = [json.loads((at / "detections.json").read_text()) for at in (out, tmp_path / "again")]
     assert rows[0] == rows[1]
     full = evaluate.Config("shapes", checkpoint=out, as_trained=False)

@@ -235,6 +235,11 @@ def _object(row: Any, size: tuple[int, int], categories: _Categories, where: str
             "and evaluate with the same categories."
         )
     x, y, width, height = numbers(row, "bbox", 4, where)
+    if width < 0 or height < 0:
+        raise DataError(
+            f"{where}.bbox: holds x, y, width and height; the last two must not be negative. "
+            f"Got {width:g} and {height:g}. Correct them."
+        )
     n_keypoints = len(categories.keypoint_names)
     keypoints = None
     if n_keypoints and row.get("keypoints") is not None:

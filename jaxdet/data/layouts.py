@@ -69,8 +69,8 @@ def find_parts(path: pathlib.Path, options: Options, *, format: str | None = Non
         "annotations/instances_*.json or *.json; for Annotations/ with JPEGImages/ (VOC); for "
         "*.xml beside pictures, also in sub folders; for a data.yaml (YOLO); for JSON files of "
         "the VGG Image Annotator; for masks/ beside images/; for *.csv with columns "
-        f"{', '.join(csv_boxes.NEEDED)}; for a prepared TFDS folder; for folders of pictures by "
-        "class."
+        f"{', '.join(csv_boxes.NEEDED)}; for a prepared TFDS folder; for two or more "
+        "folders of pictures, one a class."
     )
 
 

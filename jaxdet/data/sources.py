@@ -173,7 +173,8 @@ def open_folder(
         notes = (f"There is no part '{split}': '{part}' is taken.",) if stands_for else ()
         return dataclasses.replace(source, notes=(*source.notes, *notes))
     chosen = splits.divide([a.name for a in source.annotations], split)
-    note = f"One part only: {len(chosen)} of its {len(source)} images are taken as '{split}'."
+    same = ", the same as 'val'" if split == "test" else ""
+    note = f"One part only: {len(chosen)} of its {len(source)} images are taken as '{split}'{same}."
     return select(source, chosen, name=f"{source.name} [{split}]", note=note)
 
 

@@ -79,7 +79,7 @@ def weighted_box_fusion(
             nothing.astype(bool),
         )
     scores = jnp.where(valid & (scores > 0), scores, 0)
-    boxes = jnp.where(scores[:, None] > 0, boxes, 0)
+    boxes, groups = jnp.where(scores[:, None] > 0, boxes, 0), jnp.asarray(groups)
     order = jnp.argsort(-scores, stable=True)
     boxes, scores, groups = boxes[order], scores[order], groups[order]
     cluster = _clusters(*jax.lax.stop_gradient((boxes, scores)), groups, threshold)

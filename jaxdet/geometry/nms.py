@@ -92,6 +92,7 @@ def batched_nms(
       costs digits of the coordinates.
     """
     threshold = float32_at_most(iou_threshold)
+    boxes, groups = jnp.asarray(boxes), jnp.asarray(groups)
 
     def suppresses(rows: Int32[Array, " s"], others: Int32[Array, " t"]) -> Bool[Array, "s t"]:
         same = groups[rows][:, None] == groups[others][None]
@@ -143,6 +144,7 @@ def suppress(
     """
     if max_outputs < 1:
         raise ValueError(f"max_outputs must be positive. Got {max_outputs}")
+    scores, valid = jnp.asarray(scores), jnp.asarray(valid)
     n = scores.shape[0]
     if n == 0:
         return Kept(jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool))

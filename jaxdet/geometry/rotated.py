@@ -122,6 +122,7 @@ def batched_nms(
 ) -> nms_ops.Kept:
     """`jaxdet.geometry.nms.batched_nms` of rotated boxes."""
     threshold = nms_ops.float32_at_most(iou_threshold)
+    boxes, groups = jnp.asarray(boxes), jnp.asarray(groups)
 
     def suppresses(rows: Int32[Array, " s"], others: Int32[Array, " t"]) -> Bool[Array, "s t"]:
         same = groups[rows][:, None] == groups[others][None]

@@ -119,6 +119,7 @@ def _soft_nms(
     if len(scores) == 0:
         empty = jnp.zeros(max_outputs, bool)
         return Decayed(empty.astype(jnp.int32), empty.astype(scores.dtype), empty)
+    groups, valid, scores = jnp.asarray(groups), jnp.asarray(valid), jnp.asarray(scores)
     boxes = jnp.where(valid[:, None], boxes, 0)
 
     # Scores of 0 are those of boxes that were taken, or that never count.

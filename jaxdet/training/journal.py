@@ -151,9 +151,14 @@ class Journal:
         Raises:
           TrainingDiverged: Where it holds what is no number.
         """
-        arrays = jax.tree.leaves(jax.device_get((state.params, state.batch_stats, state.ema)))
-        if not all(np.isfinite(x.astype(np.float32)).all() for x in arrays):
-            self._stop(int(state.step), {"parameters": math.nan}, None, "Not finite")
+        parts = {
+            "parameters": state.params,
+            "batch statistics": state.batch_stats,
+            "averages": state.ema,
+        }
+        for name, tree in jax.device_get(parts).items():
+            if not all(np.isfinite(x.astype(np.float32)).all() for x in jax.tree.leaves(tree)):
+                self._stop(int(state.step), {name: math.nan}, None, "Not finite")
 
     def _read(self, step: _Step) -> None:
         values = {name: float(value) for name, value in jax.device_get(dict(step.metrics)).items()}

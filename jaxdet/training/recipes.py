@@ -112,7 +112,10 @@ def run_experiment(
         compilation.keep(config.training.compilation_cache)
         compilation.look_for_garbage_rarely()
         with processes.together(config.training.processes, out=config.out) as out, _explained():
-            return main(dataclasses.replace(config, out=out))
+            result = main(dataclasses.replace(config, out=out))
+            if out == config.out:  # Others than the first process write elsewhere, for nobody.
+                print(f"Written to {out}", flush=True)
+            return result
 
 
 @contextlib.contextmanager

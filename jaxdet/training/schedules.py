@@ -93,5 +93,6 @@ def cosine_schedule(
 def _check_steps(steps: int, warmup_steps: int) -> None:
     if not 0 <= warmup_steps < steps:
         raise ValueError(
-            f"warmup_steps must be at least 0 and below steps. Got {warmup_steps}, {steps}"
+            "warmup_steps must be at least 0 and below steps. "
+            f"Got warmup_steps={warmup_steps}, steps={steps}"
         )

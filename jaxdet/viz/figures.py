@@ -70,20 +70,21 @@ def training_curves(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) 
     scores = [name for name in names if name.startswith("eval/") and name not in losses]
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _curves(left, rows, losses, marker="")
-    _curves(right, rows, scores, marker=".")
+    _curves(left, rows, losses)
+    _curves(right, rows, scores)
     left.set(title="Losses", xlabel="step")
     left.set_ylim(bottom=0)
     right.set(title="Scores", xlabel="step", ylim=(0, 1))
     return _save(path, figure)
 
 
-def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]], names: list[str], marker: str) -> None:
+def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]], names: list[str]) -> None:
     """One line a name, from the rows that have it."""
     for i, name in enumerate(names):
         logged = [row for row in rows if row.get(name) is not None]
         steps, values = [row["step"] for row in logged], [row[name] for row in logged]
         width = 2.5 if name in ("loss", "eval/AP") else 1.5
+        marker = "." if name.startswith("eval/") else ""  # A single evaluation makes no line.
         axes.plot(steps, values, label=name, marker=marker, linewidth=width, **_style(i))
     if names:
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # Beside the axes.

@@ -195,8 +195,11 @@ def describe(state_dict: Mapping[str, np.ndarray], *, file_name: str = "") -> De
     count = functools.partial(_count, found)
     scores = found.get("roi_heads.box_predictor.cls_score.weight")
     logits = found.get("rpn.head.cls_logits.weight")
-    if scores is None or logits is None or scores.ndim != 2:
-        raise WeightsError(f"no Faster R-CNN: it seems to be {families.describe(found)}.")
+    more = any(n.startswith(("roi_heads.mask_", "roi_heads.keypoint_")) for n in found)
+    if scores is None or logits is None or scores.ndim != 2 or more:
+        family = families.describe(found)
+        hint = " classifier.py --weights begins with it." if "classifier" in family else ""
+        raise WeightsError(f"no Faster R-CNN: it seems to be {family}.{hint}")
     key = {file: name for name, file in published.FILES.items()}.get(file_name, "")
     counted = any(re.search(r"backbone\.body\..*num_batches_tracked$", n) for n in state_dict)
     common = Architecture(

@@ -80,6 +80,7 @@ def test_clips_and_drops_with_a_note(coco):
         ("annotations", {"bbox": [1, 2, 3]}, r"annotations\[0\].bbox = \[1, 2, 3\] must be 4"),
         ("annotations", {"bbox": [1, 2, 3, float("nan")]}, r"bbox = .*nan"),
         ("annotations", {"bbox": None}, r"annotations\[0\].bbox is missing"),
+        ("annotations", {"bbox": [9, 9, -5, 20]}, r"\[0\].bbox: .*negative. Got -5 and 20"),
         ("annotations", {"category_id": 5}, r"category_id = 5 is not in categories"),
         ("annotations", {"image_id": 1}, r"annotations\[0\].image_id = 1 is no image"),
         ("categories", {"id": 7}, r"categories\[1\]: id 7"),

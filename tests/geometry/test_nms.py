@@ -1,5 +1,7 @@
 import functools
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -220,3 +222,33 @@ def test_vmap_is_one_image_at_a_time(rng):
 def test_rejects(options, message):
     with pytest.raises(ValueError, match=message):
         nms.nms(jnp.zeros((2, 4)), jnp.zeros(2), jnp.ones(2, bool), **options)
+
+
+OF_NUMPY = """
+import jax, numpy as np
+from jaxdet.geometry import box_fusion, box_merging, nms, rotated, soft_nms
+
+rng = np.random.default_rng(0)
+low = rng.uniform(0, 50, (12, 2))
+boxes = np.concatenate([low, low + rng.uniform(10, 40, (12, 2))], axis=1).astype(np.float32)
+tilted = np.concatenate([boxes, np.full((12, 1), 20.0, np.float32)], axis=1)
+scores = rng.uniform(size=12).astype(np.float32)
+groups, valid = np.arange(12, dtype=np.int32) % 2, np.arange(12) < 9
+iou, decay = {"iou_threshold": 0.5}, {"sigma": 0.5, "score_threshold": 0.0}
+for run, shapes, options in (
+    (nms.batched_nms, boxes, iou),
+    (rotated.batched_nms, tilted, iou),
+    (soft_nms.soft_nms_gaussian, boxes, decay),
+    (box_fusion.weighted_box_fusion, boxes, iou | {"n_models": 2}),
+    (box_merging.merge_boxes, boxes, {"threshold": 0.8}),
+):
+    arrays = (shapes, scores, groups, valid)
+    got = run(*arrays, **options, max_outputs=5)
+    want = run(*jax.device_put(arrays), **options, max_outputs=5)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+"""
+
+
+def test_arrays_of_numpy_are_taken():
+    """Scores that were read from a file; here, types of arguments would be looked at first."""
+    subprocess.run([sys.executable, "-c", OF_NUMPY], check=True)

@@ -280,7 +280,10 @@ def test_validation_losses_are_means_over_all_batches():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"warmup_steps": 4}, "warmup_steps must be at least 0 and below steps. Got 4, 4"),
+        (
+            {"warmup_steps": 4},
+            "warmup_steps must be at least 0 and below steps. Got warmup_steps=4, steps=4",
+        ),
         ({"learning_rate": -1.0}, r"learning_rate is out of its range. Got -1\.0"),
         ({"ema_decay": 2.0}, r"ema_decay is out of its range. Got 2\.0"),
         ({"evaluate_every": 0}, "evaluate_every is out of its range. Got 0"),

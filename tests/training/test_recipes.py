@@ -167,7 +167,10 @@ def test_numbers_that_do_not_fit_stop_before_anything_is_read(monkeypatch, capsy
     monkeypatch.setattr("sys.argv", ["x.py"])
     with pytest.raises(SystemExit, match="1"):
         recipes.run_experiment(pytest.fail, CONFIGS, default="smoke", description="")
-    assert "warmup_steps must be at least 0 and below steps. Got 10, 10" in capsys.readouterr().err
+    assert (
+        "warmup_steps must be at least 0 and below steps. Got warmup_steps=10, steps=10"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def stopped(*arguments, signum=signal.SIGTERM):
 def test_a_process_that_cannot_answer_is_ended(signum):
     code, out, err, seconds = stopped(0.5, "compiling", 2e9, signum=signum)
     assert (code, out) == (128 + signum, "")
-    assert f"{signum.name} while it could not save" in err
+    assert f"{signum.name} in the midst of its work" in err
     assert 0.4 < seconds < 10
 
 

@@ -172,7 +172,7 @@ def test_a_classifier_is_written_under_torchvisions_names(tmp_path):
     assert {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "fc.bias"} <= names
     begun = classifiers.load(tmp_path / "a.pth", network=network)
     jax.tree.map(np.testing.assert_array_equal, begun.variables, before.variables)
-    with pytest.raises(WeightsError, match="seems to be a ResNet classifier"):
+    with pytest.raises(WeightsError, match=r"a ResNet classifier\. classifier\.py --weights"):
         detectors.load(tmp_path / "a.pth")
 
 
@@ -180,6 +180,7 @@ def test_a_classifier_is_written_under_torchvisions_names(tmp_path):
     "change, message",
     [
         (lambda s: {"fc.weight": np.ones(2), "layer1.0.x": np.ones(2)}, "no Faster.*ResNet class"),
+        (lambda s: s | {"roi_heads.mask_head.0.0.weight": np.ones(2)}, "no Faster.*Mask R-CNN"),
         (
             lambda s: {k: v for k, v in s.items() if "layer4.1" not in k},
             r"stages of \(2, 2, 2, 1\)",
