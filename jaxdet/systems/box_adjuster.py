@@ -108,7 +108,7 @@ class BoxAdjuster(nn.Module):
 
 
 def build(
-    architecture: Architecture = Architecture(),
+    architecture: Architecture,
     *,
     axis_name: str | None = None,
     dtype: Any = jnp.float32,
