@@ -145,7 +145,11 @@ def main(config: Config) -> dict[str, float]:
         options=options,
         log=log,
         config=config,
-        metadata={"system": "box_adjuster", "classes": train.classes},
+        metadata={
+            "system": "box_adjuster",
+            "architecture": dataclasses.asdict(config.architecture),
+            "classes": train.classes,
+        },
         free=FREE,
     )
     variables, _ = processes.on_first(lambda: checkpoints.load_variables(config.out))

@@ -209,9 +209,7 @@ def main(config: Config) -> dict[str, float]:
             classifier.is_trainable, last_layer=model.last_layer, options=config.loss
         ),
     )
-    # The measures are of five guesses, whatever is shown.
-    judge = predictor.from_description(description._replace(detect=DetectOptions()))
-    return report(config, finder, judge, begun=begun)
+    return report(config, finder, predictor.judge_of(description, finder), begun=begun)
 
 
 def report(

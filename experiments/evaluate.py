@@ -15,13 +15,11 @@ from typing import Any
 
 import tqdm
 
-from jaxdet import feeds, predictor
+from jaxdet import predictor
 from jaxdet.data import layouts, selection, shapes, sources
-from jaxdet.data.records import Source
 from jaxdet.data.resize import ShortSide
 from jaxdet.data.selection import Selection
 from jaxdet.metrics import coco
-from jaxdet.systems.classifier import DetectOptions
 from jaxdet.training import checkpoints, logging, recipes
 from jaxdet.viz import draw, figures
 from jaxdet.weights import detectors, download
@@ -121,25 +119,20 @@ def main(config: Config) -> coco.Evaluation:
     sheet = predictor.contact_sheet(source, rows, n_pictures=config.n_pictures)
     draw.save_png(config.out / "pictures.png", sheet)
     print(coco.as_table(evaluation))
-    if detector is not None and name_of(detector.description.architecture) in GUESSERS:
-        measured = measure_guesses(config, detector, source)
+    if (
+        detector is not None
+        and finder is not None
+        and name_of(detector.description.architecture) in GUESSERS
+    ):
+        description, variables = detector
+        judge = predictor.judge_of(description, finder)
+        measured = predictor.measure_source(judge, variables, source, batch_size=config.batch_size)
+        if name_of(description.architecture) == "classifier":  # Its boxes are whole pictures.
+            measured = {name: measured[name] for name in ("top1", "top5")}
         print("\n".join(f"{name:18} {value:.3f}" for name, value in measured.items()))
         text = json.dumps(coco.as_json(evaluation) | {"guesses": measured}, indent=2) + "\n"
         logging.write_atomically(config.out / "results.json", text)
     return evaluation
-
-
-def measure_guesses(
-    config: Config, detector: detectors.Detector, source: Source
-) -> dict[str, float]:
-    """The measures of systems that guess what a picture shows."""
-    description, variables = detector
-    judge = predictor.from_description(description._replace(detect=DetectOptions()))
-    batches = feeds.evaluation(source, canvases=judge.canvases, batch_size=config.batch_size)
-    measured = predictor.measure_localization(judge, variables, batches())
-    if name_of(description.architecture) == "classifier":  # Its boxes are whole pictures.
-        return {name: measured[name] for name in ("top1", "top5")}
-    return measured
 
 
 def as_trained(config: Config) -> Selection:

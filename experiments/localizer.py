@@ -225,11 +225,12 @@ def check(config: Config, train: Source) -> None:
         )
     n_boxes = config.architecture.n_boxes
     counts = [int(np.sum(~(a.crowd | a.difficult))) for a in train.annotations]
-    if n_boxes > 1 and set(counts) != {n_boxes}:
+    if n_boxes != 1 and set(counts) != {n_boxes}:
+        held = ", ".join(f"{n} in {counts.count(n)}" for n in sorted(set(counts)))
+        advice = f"; --n-objects {n_boxes} keeps those that hold as many"
         raise ValueError(
-            f"--architecture.n-boxes must be the number of objects of every picture of "
-            f"{train.name}, which hold {min(counts)} to {max(counts)}. Got {n_boxes}; "
-            f"--n-objects {n_boxes} keeps those that hold as many"
+            "--architecture.n-boxes must be the number of objects of every picture of "
+            f"{train.name}: {held}. Got {n_boxes}{advice if n_boxes in counts else ''}"
         )
 
 
@@ -283,8 +284,7 @@ def run(config: Config, *, free: Sequence[str] = FREE) -> tuple[bool, dict[str, 
         config.architecture, train.classes, train.category_ids, config.canvases, config.detect
     )
     finder = predictor.from_description(description)
-    # The measures are of five guesses, whatever is shown.
-    judge = predictor.from_description(description._replace(detect=DetectOptions()))
+    judge = predictor.judge_of(description, finder)
     stage = functools.partial(
         run_stage,
         config,

@@ -17,7 +17,7 @@ import tyro
 
 from jaxdet import predictor
 from jaxdet.data import sources
-from jaxdet.data.records import Source
+from jaxdet.data.reports import Report
 from jaxdet.metrics import coco
 from jaxdet.training import recipes
 from jaxdet.viz import draw
@@ -64,7 +64,12 @@ def main(config: Config) -> list[dict]:
             progress=download.show_progress,
         )
         finder, variables = predictor.from_detector(detector)
-    source = readable(predictor.picture_source(config.pictures))
+    report = Report()
+    source = predictor.picture_source(config.pictures, report=report)
+    for text in report.faults:
+        print(f"Left out: {text}", file=sys.stderr)
+    if not len(source):
+        raise ValueError("No picture can be read.")
     with tqdm.tqdm(total=len(source), desc="detecting", unit="picture") as bar:
         rows = predictor.detect_source(
             finder,
@@ -106,17 +111,6 @@ def main(config: Config) -> list[dict]:
             counts += f"{best['score']:.2f}: {name}"
         print(f"{annotation.name} -> {path}: {counts or 'nothing found'}")
     return rows
-
-
-def readable(source: Source) -> Source:
-    """The pictures that can be read; names the others."""
-    bad = sources.find_bad_pictures(source)
-    for text in bad.values():
-        print(f"Left out: {text}", file=sys.stderr)
-    good = [index for index in range(len(source)) if index not in bad]
-    if not good:
-        raise ValueError("No picture can be read.")
-    return sources.select(source, good, name=source.name)
 
 
 if __name__ == "__main__":

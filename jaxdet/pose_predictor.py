@@ -123,8 +123,9 @@ def find(
       Rows of a COCO results file, in pixels of the pictures: all of them in every process, in the
       same order for any number of processes.
     """
+    found = _looked_at(predictor, variables, source, batch_size, with_keypoints=False)
     rows = []
-    for batch, poses in _looked_at(predictor, variables, source, batch_size):
+    for batch, poses in found:
         shown, truth = feeds.pictures_of(batch, source), batch.instances
         rows += coco.results_from_poses(
             poses.joints[:, :, -1],
@@ -173,14 +174,19 @@ def _drawn(batch: Batch, found: Poses) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 
 
 def _looked_at(
-    predictor: PosePredictor, variables: Any, source: Source, batch_size: int
+    predictor: PosePredictor,
+    variables: Any,
+    source: Source,
+    batch_size: int,
+    *,
+    with_keypoints: bool = True,
 ) -> Iterator[tuple[Batch, Poses]]:
     """This process's share of the pictures, and the poses in them."""
     batches = feeds.evaluation(
         source,
         canvases=predictor.canvases,
         batch_size=batch_size,
-        with_keypoints=bool(source.keypoint_names),
+        with_keypoints=with_keypoints,
     )
     for batch in batches():
         yield batch, _poses_of(predictor, variables, batch)

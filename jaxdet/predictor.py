@@ -19,9 +19,11 @@ from jaxdet import feeds
 from jaxdet.data import pictures, sources
 from jaxdet.data.pictures import PictureFiles
 from jaxdet.data.records import Annotation, Source
+from jaxdet.data.reports import Report, reporting
 from jaxdet.data.resize import ShortSide
 from jaxdet.metrics import coco, localization
 from jaxdet.structures import Batch, Detections, Images
+from jaxdet.systems.classifier import DetectOptions
 from jaxdet.training import parallel, processes, steps
 from jaxdet.viz import draw
 from jaxdet.weights import detectors
@@ -125,8 +127,7 @@ def detect_source(
     category_ids = _category_ids(predictor, source)
     if not len(source):
         return []
-    n_devices = jax.device_count()
-    rounded = -(-min(batch_size, len(source)) // n_devices) * n_devices
+    rounded = _rounded(min(batch_size, len(source)))
     batches = feeds.evaluation(
         source, canvases=predictor.canvases, batch_size=rounded, max_objects=1
     )
@@ -148,8 +149,24 @@ def detect_source(
     return feeds.gathered(rows, source, canvases=predictor.canvases)
 
 
+def judge_of(description: Description, finder: Predictor) -> Predictor:
+    """The predictor of the measures: they are of five guesses, whatever is shown.
+
+    Args:
+      description: Of a classifier or a localizer.
+      finder: Compiled from it; it is the judge where it makes as many guesses.
+    """
+    if description.detect == DetectOptions():
+        return finder
+    return from_description(description._replace(detect=DetectOptions()))
+
+
 def measure_localization(
-    predictor: Predictor, variables: Any, batches: Iterable[Batch]
+    predictor: Predictor,
+    variables: Any,
+    batches: Iterable[Batch],
+    *,
+    classes: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Holds guesses about pictures against what is in them, see `metrics.localization.sums`.
 
@@ -157,17 +174,45 @@ def measure_localization(
       predictor: Of a localizer, or of a classifier, whose boxes are the whole pictures.
       variables: Of the model.
       batches: Of this process's share of the pictures.
+      classes: Of the batches' labels 1, 2, ...; the predictor's if None.
 
     Returns:
       Means by name, over all processes.
     """
     sums: steps.Sums = {}
     count = jax.jit(localization.sums)
+    known = {name: i + 1 for i, name in enumerate(classes or predictor.classes)}
+    labels = np.array([0, *(known.get(name, UNKNOWN) for name in predictor.classes)], np.int32)
     for batch in batches:
         guesses = jax.device_get(predictor.detect(variables, batch.images))
+        guesses = guesses._replace(labels=labels[guesses.labels])
         sums = steps.merge(sums, jax.device_get(count(guesses, batch.instances)))
     sums = functools.reduce(steps.merge, processes.gather(sums), {})
     return {name: float(value) for name, value in steps.means(sums).items()}
+
+
+def measure_source(
+    predictor: Predictor, variables: Any, source: Source, *, batch_size: int
+) -> dict[str, float]:
+    """`measure_localization` of the pictures of a source.
+
+    Args:
+      predictor: As there.
+      variables: Of the model.
+      source: Pictures, whose classes the predictor knows, in any order.
+      batch_size: As in `detect_source`.
+    """
+    _category_ids(predictor, source)
+    batches = feeds.evaluation(
+        source, canvases=predictor.canvases, batch_size=_rounded(min(batch_size, len(source)))
+    )
+    return measure_localization(predictor, variables, batches(), classes=source.classes)
+
+
+def _rounded(batch_size: int) -> int:
+    """Up to a multiple of the devices."""
+    n_devices = jax.device_count()
+    return -(-batch_size // n_devices) * n_devices
 
 
 def _category_ids(predictor: Predictor, source: Source) -> Sequence[int]:
@@ -183,23 +228,31 @@ def _category_ids(predictor: Predictor, source: Source) -> Sequence[int]:
     return [numbers.get(name, UNKNOWN) for name in predictor.classes]
 
 
-def picture_source(paths: Sequence[pathlib.Path]) -> Source:
+def picture_source(paths: Sequence[pathlib.Path], *, report: Report | None = None) -> Source:
     """A source of picture files without annotations, turned as their EXIF data says.
 
     Args:
       paths: Picture files, or folders, whose pictures are taken, those of sub folders too.
+      report: Gets what cannot be read, which is left out; raised at the end if None.
 
     Raises:
       ValueError: Where there is no such file, or a folder holds no picture.
     """
-    files = [file for path in paths for file in _pictures_in(pathlib.Path(path))]
+    named = [file for path in paths for file in _pictures_in(pathlib.Path(path))]
+    sizes: dict[pathlib.Path, tuple[int, int]] = {}
+    with reporting(report) as faults:
+        for file in named:
+            with faults.noting(picture=file):
+                height, width, _ = pictures.read_picture(file, orientation=True).shape
+                sizes[file] = (height, width)
+    files = [file for file in named if file in sizes]
     read = PictureFiles(tuple(files), upright=True)
     none = np.zeros(0, bool)
     annotations = tuple(
         Annotation(
             image_id=i + 1,
             name=str(file),
-            size=read(i).shape[:2],
+            size=sizes[file],
             boxes=np.zeros((0, 4), np.float32),
             labels=np.zeros(0, np.int32),
             crowd=none,

@@ -15,6 +15,7 @@ from jaxdet.systems.deep_pose import Architecture, Poses
 
 CANVASES = ((64, 96), (96, 64))
 LIMBS = ((0, 1),)
+MOVE = 0.0  # Pixels a picture.
 
 
 def annotated(i, size, *objects):
@@ -56,10 +57,13 @@ SOURCE = Source(
 
 def predict(variables, inputs):
     assert variables == "variables"
-    _, boxes, valid = inputs
+    images, boxes, valid = inputs
     high = boxes.reshape(*boxes.shape[:2], 2, 2)
     middle = np.broadcast_to(high.mean(axis=2, keepdims=True), high.shape)
-    joints = np.stack([middle, high], axis=2) * valid[..., None, None, None]
+    # As if the picture's brightness moved what is found in it.
+    seen = np.asarray(images.pixels[:, 0, 0, 0] // 60, np.float32)
+    moved = MOVE * seen[:, None, None, None, None]
+    joints = (np.stack([middle, high], axis=2) + moved) * valid[..., None, None, None]
     return Poses(joints.astype(np.float32), valid)
 
 
@@ -102,6 +106,23 @@ def test_boxes_alone_are_enough_to_find_poses():
         pose_predictor.find(FINDER, "variables", x, batch_size=2) for x in (source, SOURCE)
     )
     assert got == want
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_every_object_is_looked_at_in_its_own_picture(monkeypatch, batch_size):
+    """Three objects of the second picture, more than there are pictures in a small batch."""
+    monkeypatch.setitem(globals(), "MOVE", 8.0)
+    crowded = annotated(1, (64, 96), *[(box, corners(*box), 0, 0) for box in (A, C, A)])
+    annotations = (ANNOTATIONS[0], crowded)
+
+    def read(i):
+        return np.full((64, 96, 3), 60 * i, np.uint8)
+
+    source = dataclasses.replace(SOURCE, annotations=annotations, read=read)
+    rows = pose_predictor.find(FINDER, "variables", source, batch_size=batch_size)
+    found = {(row["image_id"], *row["keypoints"][:2], *row["keypoints"][3:5]) for row in rows}
+    assert len(rows) == 4
+    assert found == {(10, *A), *((11, *(v + 8 for v in box)) for box in (A, C))}
 
 
 def test_draws_as_many_as_asked_for():

@@ -8,9 +8,10 @@ from PIL import Image
 from jaxdet import predictor
 from jaxdet.data import pipeline
 from jaxdet.data.records import Annotation, DataError, Source
+from jaxdet.features.networks import Network
 from jaxdet.proposals.rpn import ProposalOptions
 from jaxdet.structures import Detections, Images
-from jaxdet.systems import architectures, faster_rcnn
+from jaxdet.systems import architectures, classifier, faster_rcnn
 from jaxdet.training import checkpoints, state
 from jaxdet.weights.description import Description, to_metadata
 
@@ -272,6 +273,38 @@ def test_localization_of_guesses(source):
         "localization_top5": 1,
         "mean_iou": pytest.approx(np.mean(covered), abs=1e-4),
     }
+
+
+def test_classes_of_a_source_are_found_by_name(source):
+    """In another order, and fewer of them: all objects are dogs."""
+    finder = predictor.Predictor(find_white, CLASSES, CATEGORY_IDS, CANVASES)
+
+    def measured(classes):
+        annotations = tuple(
+            a._replace(labels=np.full(1, classes.index("dog") + 1, np.int32))
+            for a in source.annotations
+        )
+        other = Source("dogs", classes, annotations, source.read, tuple(range(1, len(classes) + 1)))
+        return predictor.measure_source(finder, "variables", other, batch_size=4)
+
+    want = measured(CLASSES)
+    assert (want["top1"], want["top5"]) == (0, 1)
+    assert measured(("dog", "cat")) == measured(("dog",)) == want
+    with pytest.raises(ValueError, match="does not know mouse"):
+        measured(("dog", "mouse"))
+
+
+def test_measures_do_not_depend_on_what_is_shown():
+    options = classifier.DetectOptions()
+    described = Description(Network(width=8, n_stages=1), CLASSES, CATEGORY_IDS, CANVASES, options)
+    finder = predictor.from_description(described)
+    assert predictor.judge_of(described, finder) is finder
+    fewer = described._replace(detect=options._replace(n_guesses=1))
+    judge = predictor.judge_of(fewer, predictor.from_description(fewer))
+    model = classifier.build(2, described.architecture)
+    images = Images(np.zeros((2, 64, 96, 3), np.uint8), np.full((2, 2), 64, np.int32))
+    found = judge.detect(jax.jit(model.init)(jax.random.key(0), images), images)
+    np.testing.assert_array_equal(found.valid.sum(axis=1), [2, 2])  # One of each class.
 
 
 def test_pictures_spread_over_a_source(source):

@@ -142,7 +142,7 @@ def test_classifiers_of_several_boxes_are_not_shared(monkeypatch, tmp_path):
 
 def test_flags_without_effect_are_refused(data_dir, tmp_path):
     arguments = ["smoke", "--data-dir", data_dir, "--out", tmp_path]
-    with pytest.raises(ValueError, match=r"--architecture\.n-boxes must be.*hold 1 to 1. Got 2"):
+    with pytest.raises(ValueError, match=r"--architecture\.n-boxes must be.*: 1 in 64\. Got 2$"):
         run_script("localizer", [*arguments, "--architecture.n-boxes", 2])
     for name in ("localizer", "overfeat"):
         module = load(name)

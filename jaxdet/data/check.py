@@ -17,7 +17,7 @@ from jaxdet.data.sources import MAX_DECODED, find_bad_pictures
 
 TURNED = "Pictures that EXIF data want turned, taken as they are stored"
 UPRIGHT = "Pictures that are turned as their EXIF data says"
-DARK = "16-bit pictures that use few of their values and come out nearly black: stretch them first"
+DARK = "Grey 16-bit pictures that use few values and come out nearly black: stretch them first"
 DOUBTS = "JPEG files that may be damaged: look at them"
 SAME_PICTURE = "Pictures that are there twice"
 SAME_OBJECT = "Objects that are there twice, same class and same box"

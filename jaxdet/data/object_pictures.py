@@ -26,12 +26,13 @@ def with_count(source: Source, count: int) -> Source:
         for index, a in enumerate(source.annotations)
         if len(a.labels) == count and not (a.crowd | a.difficult).any()
     ]
+    objects = f"{count} object{'s' if count > 1 else ''}"
     if count < 1 or not kept:
         raise ValueError(
-            f"{source.name}: holds no picture with exactly {count} objects that all count. "
+            f"{source.name}: holds no picture of exactly {objects}, none of them difficult. "
             "--n-objects must be another number."
         )
-    note = f"With {count} object{'s' if count > 1 else ''}: {len(kept)} of {len(source)} pictures."
+    note = f"With {objects}: {len(kept)} of {len(source)} pictures."
     return sources.select(source, kept, name=source.name, note=note)
 
 

@@ -70,6 +70,7 @@ def draw_scene(
     rng: np.random.Generator,
     *,
     size: int = 128,
+    fewest: int = 1,
     most: int = 8,
     empty: float = 0.02,
     group: float = 0.06,
@@ -83,7 +84,8 @@ def draw_scene(
     Args:
       rng: The only source of chance.
       size: Side of the picture, pixels; at least 64.
-      most: Largest number of objects; the number is uniform in 1..most, less what finds no place.
+      fewest: Smallest number of objects, where there are any, but for those that find no place.
+      most: Largest number; all from `fewest` on are as frequent.
       empty: Share of scenes without objects.
       group: Share of scenes with a group of small objects.
       radii: Smallest and largest radius of an object that is no group, as shares of `size`.
@@ -91,12 +93,15 @@ def draw_scene(
     Returns:
       The scene.
     """
-    if size < 64 or most < 1:
-        raise ValueError(f"size must be at least 64 and most at least 1. Got {size} and {most}.")
+    if size < 64 or not 1 <= fewest <= most:
+        raise ValueError(
+            "size must be at least 64, fewest at least 1 and at most `most`. "
+            f"Got {size}, {fewest} and {most}."
+        )
     if not 0 < radii[0] <= radii[1] <= 0.5:
         raise ValueError(f"radii must be (low, high), 0 < low <= high <= 0.5. Got {radii}.")
     pixels, avoid = _background(rng, size)
-    count = 0 if rng.random() < empty else int(rng.integers(1, most + 1))
+    count = 0 if rng.random() < empty else int(rng.integers(fewest, most + 1))
     grouped = rng.random() < group
     things: list[_Thing] = []
     for i in range(count):

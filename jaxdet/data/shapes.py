@@ -41,8 +41,9 @@ class ShapesConfig(tfds.core.BuilderConfig):
     """Scenes in the split; likewise the next two."""
     validation: int = 256
     test: int = 512
-    most: int = 8
+    fewest: int = 1
     """This and the rest are options of `scenes.draw_scene`."""
+    most: int = 8
     empty: float = 0.02
     group: float = 0.06
     radii: tuple[float, float] = (0.085, 0.25)
@@ -69,9 +70,8 @@ SINGLE = ShapesConfig(
 PAIR = dataclasses.replace(
     SINGLE,
     name="pair",
-    description="One or two objects in each scene, large.",
-    train=12000,
-    test=1024,
+    description="Two objects in each scene; one, in a few of them, where there is no place.",
+    fewest=2,
     most=2,
     radii=(0.16, 0.3),
 )
@@ -152,6 +152,7 @@ def draw(split: str, index: int, *, config: ShapesConfig = FULL) -> scenes.Scene
     return scenes.draw_scene(
         np.random.default_rng((config.seed, _index_of(split), index)),
         size=SIZE,
+        fewest=config.fewest,
         most=config.most,
         empty=config.empty,
         group=config.group,

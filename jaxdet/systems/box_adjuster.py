@@ -49,6 +49,7 @@ class Architecture:
     width: int = 24
     """Channels of its first stage."""
     n_stages: int = 2
+    """The last one's map is read."""
     features: int = 256
     """Width of the head's layers."""
 

@@ -16,8 +16,9 @@ Source:
 Departures:
   Objects' boxes come from outside, as the paper's come from a detector. A network puts out all
   joints of which a later stage reads its own one; so it is in the paper. Errors are measured in
-  diameters of the pose, so that objects of all sizes share one distribution. Any backbone may take
-  the place of the paper's, which is AlexNet with response normalization on crops of 220 x 220.
+  diameters of the pose, so that objects of all sizes share one distribution; a diameter is at least
+  a tenth of the box's diagonal, and one pixel. Any backbone may take the place of the paper's,
+  which is AlexNet with response normalization on crops of 220 x 220.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ from jaxdet.targets import sampling
 from jaxdet.training import steps
 from jaxdet.training.steps import Aux
 
-MIN_DIAMETER = 0.1  # Diagonals of the box; where shoulder and hip nearly coincide.
+MIN_TORSO = 0.1  # Diagonals of the box; where shoulder and hip nearly coincide.
 
 
 class Poses(NamedTuple):
@@ -227,7 +228,7 @@ def diameters(
     """
     lengths, known = keypoint_ops.distances(keypoints, [torso])
     diagonal = jnp.linalg.norm(boxes[..., 2:] - boxes[..., :2], axis=-1)
-    torsos = jnp.maximum(lengths[..., 0], MIN_DIAMETER * diagonal)
+    torsos = jnp.maximum(lengths[..., 0], MIN_TORSO * diagonal)
     return jnp.maximum(jnp.where(known[..., 0], torsos, diagonal / 2), 1)
 
 

@@ -5,7 +5,7 @@ k   classes; there is no background, so label l is column l - 1.
 j   boxes of a slot: one a class, or 1 for all of them.
 
     images -> maps -> classifier -> logits
-                 `--> box head  -> deltas, from the frame of the picture to the box
+                 `--> box head  -> deltas, from the frame of the canvas to the box
 
 Four steps: train a classifier, attach a box head to its maps or to the vector before its last
 layer, train the head alone (`LossOptions.train_classifier` off), use both. Or train both at once.
@@ -15,7 +15,7 @@ Source:
   arXiv:1409.1556v6), appendix A, which compares one box for all classes with one for each.
 
 Departures:
-  Boxes are coded as R-CNN codes them, against the picture as a whole. There is one scale and one
+  Boxes are coded as R-CNN codes them, against the canvas, as maps are. There is one scale and one
   view. Several boxes share one picture's features; their number is fixed.
 """
 

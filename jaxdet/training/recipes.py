@@ -113,8 +113,7 @@ def run_experiment(
         compilation.look_for_garbage_rarely()
         with processes.together(config.training.processes, out=config.out) as out, _explained():
             result = main(dataclasses.replace(config, out=out))
-            if out == config.out:  # Others than the first process write elsewhere, for nobody.
-                print(f"Written to {out}", flush=True)
+            print(f"Written to {out}", flush=True)
             return result
 
 

@@ -83,8 +83,8 @@ class Stops:
             if not self._over.wait(0.5):  # The run is over where that was its last checkpoint.
                 text = (
                     f"\nStopped by {signal.Signals(signum).name} in the midst of its work, which "
-                    f"had not come to an end after {grace:g} s. What was saved before stays; the "
-                    "same command goes on from there.\n"
+                    f"had not come to an end after {grace:g} s. The same command goes on "
+                    "from the last checkpoint, if there is one.\n"
                 )
                 os.write(2, text.encode())
                 os._exit(128 + signum)

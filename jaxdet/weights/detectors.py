@@ -198,7 +198,9 @@ def describe(state_dict: Mapping[str, np.ndarray], *, file_name: str = "") -> De
     more = any(n.startswith(("roi_heads.mask_", "roi_heads.keypoint_")) for n in found)
     if scores is None or logits is None or scores.ndim != 2 or more:
         family = families.describe(found)
-        hint = " classifier.py --weights begins with it." if "classifier" in family else ""
+        hint = (
+            " classifier.py --weights begins with those it knows." if "classifier" in family else ""
+        )
         raise WeightsError(f"no Faster R-CNN: it seems to be {family}.{hint}")
     key = {file: name for name, file in published.FILES.items()}.get(file_name, "")
     counted = any(re.search(r"backbone\.body\..*num_batches_tracked$", n) for n in state_dict)

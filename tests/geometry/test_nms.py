@@ -239,6 +239,7 @@ for run, shapes, options in (
     (nms.batched_nms, boxes, iou),
     (rotated.batched_nms, tilted, iou),
     (soft_nms.soft_nms_gaussian, boxes, decay),
+    (soft_nms.soft_nms_linear, boxes, iou | {"score_threshold": 0.0}),
     (box_fusion.weighted_box_fusion, boxes, iou | {"n_models": 2}),
     (box_merging.merge_boxes, boxes, {"threshold": 0.8}),
 ):

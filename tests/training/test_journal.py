@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import pytest
 import toy_regression as toy
 
-from jaxdet.training import journal, logging
+from jaxdet.training import journal, logging, state
 
 
 def keep(directory, rows, **options):
@@ -51,6 +52,26 @@ def test_a_number_that_is_none_stops_without_a_limit(tmp_path):
         keep(tmp_path, [rows[0], {"loss": 1.0, "loss/a": float("inf")}])
     told = json.loads((tmp_path / journal.DIVERGED).read_text())
     assert told["values"] == {"loss": "1.0", "loss/a": "inf"}
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("params", "parameters"), ("batch_stats", "batch statistics"), ("ema", "averages")],
+)
+def test_what_is_not_finite_is_named(tmp_path, field, name):
+    now = state.TrainState(
+        step=jnp.int32(7),
+        key=jnp.zeros(2, jnp.uint32),
+        params={"a": jnp.ones(2)},
+        opt_state=(),
+        batch_stats={"b": jnp.ones(1)},
+        frozen={},
+        ema={"c": jnp.ones(3)},
+        best=jnp.float32(0),
+    )._replace(**{field: {"x": jnp.array([0.0, jnp.inf])}})
+    kept = journal.Journal(None, None, steps=9, every=1, progress=False)
+    with pytest.raises(journal.TrainingDiverged, match=f"Not finite after step 7: {name} = nan"):
+        kept.check_finite(now)
 
 
 def test_seconds_are_those_of_the_process():
