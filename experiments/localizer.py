@@ -4,7 +4,7 @@ Source    OverFeat: Sermanet et al. 2014 (arXiv:1312.6229v4), section 4; VGG: Si
           2015 (arXiv:1409.1556v6), appendix A; R-CNN's codes of boxes: arXiv:1311.2524v5.
 Expected  shapes: right class and box in 0.854 of 512 test pictures, mean IoU 0.859, in 3.6 minutes
           on two cores (Intel, AVX-512), drawing the scenes included; 0.902 and 0.859 on AMD's.
-          staged: the classifier for 3000 steps, then the head for 1000, 0.652 and 0.729, 4.2 minutes.
+          staged: the classifier for 3000 steps, then the head for 1000: 0.652, 0.729, 4.2 minutes.
           pair: of both objects AP50 0.457 and AR100 0.443, from five guesses; the best guess has
           class and box of one of them in 0.620 of 508 pictures; 8 minutes beside other work.
           compare: right class and box, and mean IoU, of boxes for all classes / one a class, after

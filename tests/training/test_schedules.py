@@ -56,8 +56,14 @@ def test_cosine_without_warmup_begins_at_the_peak():
     ("call", "message"),
     [
         (lambda: schedules.scaled(0.1, 0), "Got 0, 16"),
-        (lambda: schedules.step_schedule(1.0, steps=10, warmup_steps=10), "Got warmup_steps=10, steps=10"),
-        (lambda: schedules.cosine_schedule(1.0, steps=10, warmup_steps=-1), "Got warmup_steps=-1, steps=10"),
+        (
+            lambda: schedules.step_schedule(1.0, steps=10, warmup_steps=10),
+            "Got warmup_steps=10, steps=10",
+        ),
+        (
+            lambda: schedules.cosine_schedule(1.0, steps=10, warmup_steps=-1),
+            "Got warmup_steps=-1, steps=10",
+        ),
         (
             lambda: schedules.step_schedule(1.0, steps=9, warmup_steps=0, milestones=(0.9, 0.5)),
             r"Got \[0.9, 0.5\]",
