@@ -30,6 +30,7 @@ from jaxdet import feeds
 from jaxdet.data import selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.selection import Selection
+from jaxdet.features.networks import Network
 from jaxdet.geometry import iou as iou_ops
 from jaxdet.metrics.localization import MIN_IOU
 from jaxdet.structures import Batch
@@ -80,7 +81,7 @@ class Config:
 
 SMOKE = Config(
     selection=Selection(scenes="tiny"),
-    architecture=Architecture(width=16, features=16),
+    architecture=Architecture(Network(width=16, n_stages=2), features=16),
     counts=(0, 1, 3),
     training=fit.Options(
         batch_size=4, steps=4, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1

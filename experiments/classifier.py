@@ -226,8 +226,7 @@ def report(
         columns=4,
     )
     figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
-    batches = feeds.evaluation(test, canvases=config.canvases, batch_size=batch_size)
-    measured = predictor.measure_localization(judge, variables, batches())
+    measured = predictor.measure_source(judge, variables, test, batch_size=batch_size)
     metrics = {name: measured[name] for name in ("top1", "top5")}
     for name, value in metrics.items():
         print(f"{name} {value:.3f}")

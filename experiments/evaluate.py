@@ -80,10 +80,9 @@ def main(config: Config) -> coco.Evaluation:
     given = [config.checkpoint is not None, config.results is not None, bool(config.weights)]
     if sum(given) != 1:
         raise ValueError("Give either --checkpoint, --weights or --results.")
-    finder = variables = detector = None
+    detector = None
     if config.checkpoint is not None:
         detector = detectors.load_checkpoint(config.checkpoint)
-        finder, variables = predictor.from_detector(detector)
     elif config.weights:
         detector = detectors.load(
             config.weights,
@@ -92,11 +91,12 @@ def main(config: Config) -> coco.Evaluation:
             classes=config.classes or None,
             progress=download.show_progress,
         )
-        finder, variables = predictor.from_detector(detector)
     source = selection.open_split(as_trained(config), config.split)
     print(sources.describe(source), flush=True)
 
-    if finder is not None:
+    measured: dict[str, float] = {}
+    if detector is not None:
+        finder, variables = predictor.from_detector(detector)
         with tqdm.tqdm(total=len(source), desc="detecting", unit="picture") as bar:
             rows = predictor.detect_source(
                 finder,
@@ -105,13 +105,22 @@ def main(config: Config) -> coco.Evaluation:
                 batch_size=config.batch_size,
                 progress=lambda done: bar.update(done - bar.n),
             )
+        system = name_of(detector.description.architecture)
+        if system in GUESSERS:
+            judge = predictor.judge_of(detector.description, finder)
+            measured = predictor.measure_source(
+                judge, variables, source, batch_size=config.batch_size
+            )
+        if system == "classifier":  # Its boxes are whole pictures.
+            measured = {name: measured[name] for name in ("top1", "top5")}
     else:
         rows = coco.read_results(config.results)
     evaluation = coco.evaluate_boxes(sources.to_coco(source), rows)
 
     config.out.mkdir(parents=True, exist_ok=True)
     coco.write_results(config.out / "detections.json", rows)
-    text = json.dumps(coco.as_json(evaluation), indent=2) + "\n"
+    guesses = {"guesses": measured} if measured else {}
+    text = json.dumps(coco.as_json(evaluation) | guesses, indent=2) + "\n"
     logging.write_atomically(config.out / "results.json", text)
     figures.precision_recall_figure(
         config.out / "precision_recall.png", evaluation.precision50, list(evaluation.per_class)
@@ -119,19 +128,8 @@ def main(config: Config) -> coco.Evaluation:
     sheet = predictor.contact_sheet(source, rows, n_pictures=config.n_pictures)
     draw.save_png(config.out / "pictures.png", sheet)
     print(coco.as_table(evaluation))
-    if (
-        detector is not None
-        and finder is not None
-        and name_of(detector.description.architecture) in GUESSERS
-    ):
-        description, variables = detector
-        judge = predictor.judge_of(description, finder)
-        measured = predictor.measure_source(judge, variables, source, batch_size=config.batch_size)
-        if name_of(description.architecture) == "classifier":  # Its boxes are whole pictures.
-            measured = {name: measured[name] for name in ("top1", "top5")}
-        print("\n".join(f"{name:18} {value:.3f}" for name, value in measured.items()))
-        text = json.dumps(coco.as_json(evaluation) | {"guesses": measured}, indent=2) + "\n"
-        logging.write_atomically(config.out / "results.json", text)
+    for name, value in measured.items():
+        print(f"{name:18} {value:.3f}")
     return evaluation
 
 

@@ -35,7 +35,6 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes
 
@@ -227,7 +226,7 @@ def check(config: Config, train: Source) -> None:
             f"Got {config.loss} and staged"
         )
     n_boxes = config.architecture.n_boxes
-    counts = [int(np.sum(~(a.crowd | a.difficult))) for a in train.annotations]
+    counts = [int(a.objects.sum()) for a in train.annotations]
     if n_boxes != 1 and set(counts) != {n_boxes}:
         held = ", ".join(f"{n} in {counts.count(n)}" for n in sorted(set(counts)))
         advice = f"; --n-objects {n_boxes} keeps those that hold as many"
@@ -387,8 +386,7 @@ def report(
         batch_size=batch_size,
         n_pictures=2 * config.n_pictures,
     )
-    batches = feeds.evaluation(test, canvases=config.canvases, batch_size=batch_size)
-    metrics = predictor.measure_localization(judge, variables, batches())
+    metrics = predictor.measure_source(judge, variables, test, batch_size=batch_size)
     for name, value in metrics.items():
         print(f"{name:18} {value:.3f}")
     evaluation = coco.evaluate_boxes(sources.to_coco(test), found)

@@ -238,7 +238,7 @@ def ways_to_look(config: Config) -> dict[str, DetectOptions]:
 
 def with_several(source: Source) -> Source:
     """Returns the pictures with more than one object."""
-    indices = [i for i, a in enumerate(source.annotations) if np.sum(~(a.crowd | a.difficult)) > 1]
+    indices = [i for i, a in enumerate(source.annotations) if a.objects.sum() > 1]
     return sources.select(source, indices, name=f"{source.name} [several objects]")
 
 
@@ -273,12 +273,13 @@ def compare(
     table: dict[str, dict[str, float]] = {}
     for name, options in ways_to_look(config).items():
         finder = predictor.from_description(description._replace(detect=options))
+        found = predictor.group_by_picture(
+            predictor.detect_source(finder, variables, test, batch_size=config.training.batch_size)
+        )
         row = table[name] = {}
         for title, part in parts.items():
-            found = predictor.detect_source(
-                finder, variables, part, batch_size=config.training.batch_size
-            )
-            metrics = coco.evaluate_boxes(sources.to_coco(part), found).metrics
+            own = [r for a in part.annotations for r in found.get(a.image_id, [])]
+            metrics = coco.evaluate_boxes(sources.to_coco(part), own).metrics
             row |= {f"{title}/{key}": metrics[key] for key in ("AP50", "AR100")}
         print(f"{name:30}" + "".join(f"{k:>20} {v:.3f}" for k, v in row.items()), flush=True)
     return table

@@ -194,19 +194,19 @@ def _looked_at(
 
 def _poses_of(predictor: PosePredictor, variables: Any, batch: Batch) -> Poses:
     """Looks at as many objects at once as there are pictures, and only at those that count."""
-    images, truth = batch.images, batch.instances
-    objects = np.argwhere(np.asarray(truth.valid) & ~np.asarray(truth.crowd))
+    images, truth = jax.device_get((batch.images, batch.instances))
+    objects = np.argwhere(truth.valid & ~truth.crowd)
     n = len(images.sizes)
     parts = []
     for start in range(0, max(len(objects), 1), n):
         part = objects[start : start + n]
         picture, row = np.pad(part, ((0, n - len(part)), (0, 0))).T
         inside = np.arange(n) < len(part)
-        shown = Images(np.asarray(images.pixels)[picture], np.asarray(images.sizes)[picture])
-        given = (shown, np.asarray(truth.boxes)[picture, row][:, None], inside[:, None])
+        shown = Images(images.pixels[picture], images.sizes[picture])
+        given = (shown, truth.boxes[picture, row][:, None], inside[:, None])
         found = jax.device_get(predictor.predict(variables, given))
         parts.append(found.joints[: len(part), 0])
     found = np.concatenate(parts)
     joints = np.zeros((*truth.valid.shape, *found.shape[1:]), found.dtype)
     joints[tuple(objects.T)] = found
-    return Poses(joints, np.asarray(truth.valid))
+    return Poses(joints, truth.valid)

@@ -305,7 +305,7 @@ def draw_truth(
         annotation.boxes,
         annotation.labels,
         classes,
-        ignored=annotation.crowd | annotation.difficult,
+        ignored=~annotation.objects,
     )
 
 

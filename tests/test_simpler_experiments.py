@@ -230,7 +230,7 @@ def test_adjusts_boxes_of_a_folder(data_dir, tmp_path):
     """One update: does every part of the config work?"""
     shapes.load("train", data_dir=data_dir, config=shapes.TINY)
     (folder,) = (path.parent for path in data_dir.glob("shapes/tiny/*/dataset_info.json"))
-    spec = ["--architecture.width", 16, "--architecture.features", 16]
+    spec = ["--architecture.network.width", 16, "--architecture.features", 16]
     arguments = ["folder", "--data", folder, "--canvases", 64, 64, *spec]
     small = ["--steps", 1, "--warmup-steps", 0, "--batch-size", 4, "--counts", 0, 1]
     metrics = run_script("box_adjustment", [*arguments, *small, "--out", tmp_path])

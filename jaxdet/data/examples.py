@@ -126,7 +126,7 @@ def plain_example(
 
 def _padded(annotation: Annotation, rows: Rows) -> Instances:
     """One image's objects in a fixed number of rows, those that count first."""
-    ignored = annotation.crowd | annotation.difficult
+    ignored = ~annotation.objects
     order = np.argsort(ignored, kind="stable")[: rows.n_objects]
 
     def pad(values: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ def with_count(source: Source, count: int) -> Source:
     kept = [
         index
         for index, a in enumerate(source.annotations)
-        if len(a.labels) == count and not (a.crowd | a.difficult).any()
+        if len(a.labels) == count and a.objects.all()
     ]
     objects = f"{count} object{'s' if count > 1 else ''}"
     if count < 1 or not kept:
@@ -51,7 +51,7 @@ def with_joints(source: Source) -> tuple[Source, list[int]]:
     kept = [
         i
         for i, a in enumerate(source.annotations)
-        if a.keypoints is not None and (a.keypoints[~(a.crowd | a.difficult), :, 2] > 0).any()
+        if a.keypoints is not None and (a.keypoints[a.objects, :, 2] > 0).any()
     ]
     if not kept:
         raise ValueError(f"{source.name}: holds no picture with a labelled keypoint.")
@@ -74,7 +74,7 @@ def crops(source: Source, *, context: float = 0.0, min_side: float = 8.0) -> Sou
     pictures, windows, annotations = [], [], []
     for index, a in enumerate(source.annotations):
         sides = (a.boxes[:, 2:] - a.boxes[:, :2]).min(axis=1, initial=np.inf)
-        for row in np.flatnonzero(~a.crowd & ~a.difficult & (sides >= min_side)).tolist():
+        for row in np.flatnonzero(a.objects & (sides >= min_side)).tolist():
             window = _window(a.boxes[row], a.size, context)
             size = (window[2] - window[0], window[3] - window[1])
             name = f"{a.name}, object {row + 1}"

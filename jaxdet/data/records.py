@@ -64,6 +64,11 @@ class Annotation(NamedTuple):
     )
     captions: tuple[str, ...] = ()  # Of the whole picture.
 
+    @property
+    def objects(self) -> Bool[np.ndarray, " n"]:
+        """Rows to be found: no crowd or difficult object."""
+        return ~self.crowd & ~self.difficult
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:

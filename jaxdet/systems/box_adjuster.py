@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxdet.features import fpn, norm, resnet
+from jaxdet.features import fpn, networks, norm
+from jaxdet.features.networks import Network
 from jaxdet.geometry import boxes as box_ops
 from jaxdet.geometry import coders
 from jaxdet.geometry import iou as iou_ops
@@ -44,12 +45,8 @@ from jaxdet.training.steps import Aux
 class Architecture:
     """A box adjuster, in numbers that JSON can hold."""
 
-    depth: int = 18
-    """Of the ResNet."""
-    width: int = 24
-    """Channels of its first stage."""
-    n_stages: int = 2
-    """The last one's map is read."""
+    network: Network = Network(width=24, n_stages=2)
+    """Its last map is read."""
     features: int = 256
     """Width of the head's layers."""
 
@@ -122,10 +119,7 @@ def build(
       dtype: Of the layers; boxes and losses are float32 always.
     """
     spec = architecture
-    layer = functools.partial(norm.BatchNorm, axis_name=axis_name, use_fast_variance=False)
-    body = resnet.resnet(
-        spec.depth, n_stages=spec.n_stages, width=spec.width, norm=layer, dtype=dtype
-    )
+    body = networks.build(spec.network, num_classes=1, axis_name=axis_name, dtype=dtype)
     return BoxAdjuster(
         fpn.SingleLevelBackbone(body),
         RoIHeads(TwoMLPHead(spec.features, dtype), Deltas(), 1, aligned=True),

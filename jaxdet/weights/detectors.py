@@ -195,8 +195,8 @@ def describe(state_dict: Mapping[str, np.ndarray], *, file_name: str = "") -> De
     count = functools.partial(_count, found)
     scores = found.get("roi_heads.box_predictor.cls_score.weight")
     logits = found.get("rpn.head.cls_logits.weight")
-    more = any(n.startswith(("roi_heads.mask_", "roi_heads.keypoint_")) for n in found)
-    if scores is None or logits is None or scores.ndim != 2 or more:
+    has_other_heads = any(n.startswith(("roi_heads.mask_", "roi_heads.keypoint_")) for n in found)
+    if scores is None or logits is None or scores.ndim != 2 or has_other_heads:
         family = families.describe(found)
         hint = (
             " classifier.py --weights begins with those it knows." if "classifier" in family else ""
