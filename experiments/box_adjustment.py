@@ -111,7 +111,7 @@ def main(config: Config) -> dict[str, float]:
     chosen, options = config.selection, config.training
     train, rates, val = selection.open_parts(chosen)
     print(sources.describe(train), sources.describe(val), sep="\n", flush=True)
-    batches = feeds.training(
+    feed = feeds.training(
         train,
         selection=chosen,
         options=options,
@@ -140,7 +140,7 @@ def main(config: Config) -> dict[str, float]:
     fit.fit(
         variables,
         loss_fn=functools.partial(box_adjuster.loss, model, options=config.loss),
-        batches=batches,
+        feed=feed,
         evaluate=evaluate,
         best_metric=f"iou_{config.counts[-1]}",
         options=options,

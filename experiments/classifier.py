@@ -139,7 +139,7 @@ def main(config: Config) -> dict[str, float]:
             "classifier gives a picture one class. Cut the objects out (--crops 0.1), or keep the "
             "pictures of one object (--n-objects 1)."
         )
-    batches = feeds.training(
+    feed = feeds.training(
         train,
         selection=chosen,
         options=options,
@@ -197,7 +197,7 @@ def main(config: Config) -> dict[str, float]:
     fit.fit(
         variables,
         loss_fn=loss,
-        batches=batches,
+        feed=feed,
         evaluate=evaluate,
         best_metric="top1",
         options=options,

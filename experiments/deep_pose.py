@@ -263,7 +263,7 @@ def run_stage(
         options = dataclasses.replace(options, steps=config.later_steps)
     out = config.out / f"stage{stage + 1}"
     log = logging.MetricsLog(out)
-    batches = feeds.training(
+    feed = feeds.training(
         train,
         selection=config.selection,
         options=options,
@@ -286,7 +286,7 @@ def run_stage(
     ended = fit.fit(
         variables,
         loss_fn=functools.partial(deep_pose.loss, model, options=sampled),
-        batches=batches,
+        feed=feed,
         evaluate=evaluate,
         best_metric="PCK",
         options=options,

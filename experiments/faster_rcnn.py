@@ -239,7 +239,7 @@ def main(config: Config) -> dict[str, float]:
     if cut := pipeline.count_cut(train, rows, augmentation=varied):
         about = "up to " if varied.n_pictures > 1 else ""
         print(f"{about}{cut} objects do not fit into {rows} rows an image and are left out.")
-    batches = feeds.training(
+    feed = feeds.training(
         train,
         selection=chosen,
         options=options,
@@ -286,7 +286,7 @@ def main(config: Config) -> dict[str, float]:
     fit.fit(
         variables,
         loss_fn=loss,
-        batches=batches,
+        feed=feed,
         evaluate=evaluate,
         best_metric="AP",
         options=options,

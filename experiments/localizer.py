@@ -328,7 +328,7 @@ def run_stage(
 ) -> bool:
     """Trains what the loss is of, from these variables on; leaves checkpoints."""
     log, (train, rates, val) = logging.MetricsLog(out), data
-    batches = feeds.training(
+    feed = feeds.training(
         train,
         selection=config.selection,
         options=options,
@@ -353,7 +353,7 @@ def run_stage(
     ended = fit.fit(
         variables,
         loss_fn=loss,
-        batches=batches,
+        feed=feed,
         evaluate=evaluate,
         best_metric="localization_top1" if loss_options.train_boxes else "top1",
         options=options,

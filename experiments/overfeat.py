@@ -175,7 +175,7 @@ def run_stage(
 ) -> bool:
     """Trains what the loss is of, from these variables on; leaves checkpoints."""
     log, (train, rates, val) = logging.MetricsLog(out), data
-    batches = feeds.training(
+    feed = feeds.training(
         train,
         selection=config.selection,
         options=options,
@@ -200,7 +200,7 @@ def run_stage(
     ended = fit.fit(
         variables,
         loss_fn=loss,
-        batches=batches,
+        feed=feed,
         evaluate=evaluate,
         best_metric="AP50" if loss_options.train_boxes else "loss",
         options=options,

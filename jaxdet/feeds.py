@@ -32,8 +32,8 @@ def training(
     rates: Float64[np.ndarray, " n"] | None,
     max_objects: int | None = None,
     with_keypoints: bool = False,
-) -> Callable[[int], Iterator[Batch]]:
-    """Returns, from the number of a batch, an iterator that begins with that batch; for `fit.fit`.
+) -> fit.Feed:
+    """Returns what `fit.fit` trains on.
 
     Args:
       source: Annotated pictures.
@@ -58,9 +58,10 @@ def training(
         process_count=jax.process_count(),
         cache_bytes=selection.cache_mb << 20,
     )
-    return functools.partial(
+    begin_with = functools.partial(
         pipeline.iterate, batches, threads=selection.threads, workers=selection.workers
     )
+    return fit.Feed(begin_with, source.names)
 
 
 def evaluation(

@@ -52,10 +52,11 @@ def test_training_is_the_pipeline_from_a_batch_on(source, share):
         with_keypoints=True,
         **share,
     )
-    batches = feed(5)
+    batches = feed.batches(5)
     for number, batch in zip(range(5, 7), batches, strict=False):
         assert_same(batch, want[number])
     batches.close()
+    assert feed.names[:2] == (source.annotations[0].name, source.annotations[1].name)
 
 
 def test_evaluation_with_keypoints(source):

@@ -97,6 +97,11 @@ class Source:
             raise ValueError(f"one category id a class: got {ids} for {self.classes}")
         object.__setattr__(self, "category_ids", ids)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the pictures, for messages."""
+        return tuple(annotation.name for annotation in self.annotations)
+
     def __len__(self) -> int:
         return len(self.annotations)
 

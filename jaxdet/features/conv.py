@@ -16,7 +16,10 @@ from jaxtyping import Array, Bool, Float
 from jaxdet.features import fast_conv
 from jaxdet.features.activations import relu
 
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Traced once a shape: linen asks for the shape of a layer's parameters each time it is applied.
+he_normal = jax.jit(
+    nn.initializers.variance_scaling(2.0, "fan_out", "normal"), static_argnums=(1, 2)
+)
 
 
 class Conv(nn.Module):
@@ -54,7 +57,7 @@ class Conv(nn.Module):
         elif size == 1:
             x = x[:, ::stride, ::stride] if stride > 1 else x
             # Flat, or the gradient is transposed by a slow loop before the kernel's is computed.
-            rows = x.reshape(-1, x.shape[-1]) @ kernel.reshape(shape[2:])
+            rows = jax.lax.dot(x.reshape(-1, x.shape[-1]), kernel.reshape(shape[2:]))
             x = rows.reshape(*x.shape[:3], -1)
         else:
             x = fast_conv.conv(x, kernel, stride=stride, padding=padding)

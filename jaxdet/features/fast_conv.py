@@ -115,7 +115,8 @@ def _winograd(x: Array, kernel: Array, padding: int, conv: Callable[..., Array])
     fours = [each.squeeze(2) for each in fours]
     inputs = [*(each[:, :-1] for each in fours), *(each[:, 1:] for each in fours[:2])]
     sums = [_weighted(weights, inputs) for weights in BEFORE]
-    kernels = [_weighted(weights, list(kernel))[None] for weights in WEIGHTS]
+    kernels = jnp.tensordot(jnp.asarray(WEIGHTS, kernel.dtype), kernel, 1)
+    kernels = jax.lax.split(kernels, (1,) * len(WEIGHTS))
     products = [conv(*each, padding=(0, padding)) for each in zip(sums, kernels, strict=True)]
     y = jnp.stack([_weighted(after, products) for after in AFTER], axis=2)
     return y.reshape(y.shape[0], 4 * n, *y.shape[3:])[:, :rows]
@@ -152,6 +153,8 @@ def _by_phases(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return total
 
 
+# Traced once for the six of `_winograd`, which are of one shape.
+@functools.partial(jax.jit, static_argnames=("stride", "padding"))
 def _by_strips(
     x: Array, kernel: Array, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0)
 ) -> Array:
@@ -176,16 +179,17 @@ def _by_strips(
     def one(x: Array, kernel: Array, strip: Array) -> Array:
         read = (batch, (n_rows - 1) * stride[0] + size[0], *x.shape[2:])
         rows = jax.lax.dynamic_slice(x, (0, strip * n_rows * stride[0], 0, 0), read).astype(exact)
-        total = jnp.zeros((), exact)
-        for i, j in itertools.product(*map(range, size)):
+        products = []
+        for (i, j), weights in zip(itertools.product(*map(range, size)), kernel, strict=True):
             ends = i + (n_rows - 1) * stride[0] + 1, j + (width - 1) * stride[1] + 1
             window = jax.lax.slice(rows, (0, i, j, 0), (batch, *ends, read[3]), (1, *stride, 1))
-            window = jax.lax.optimization_barrier(window.reshape(-1, read[3]))
-            total = total + kernel[i, j] @ window.T
-        total = jax.lax.optimization_barrier(total)
+            window = jax.lax.reshape(window, (batch * n_rows * width, read[3]))
+            window = jax.lax.optimization_barrier(window)
+            products.append(jax.lax.dot(weights, window.T))
+        total = jax.lax.optimization_barrier(functools.reduce(jax.lax.add, products))
         return total.T.reshape(batch, n_rows, width, -1)
 
-    kernel = kernel.astype(exact).swapaxes(2, 3)
+    kernel = kernel.astype(exact).swapaxes(2, 3).reshape(-1, kernel.shape[3], kernel.shape[2])
 
     def step(_: None, strip: Array) -> tuple[None, Array]:
         return None, one(x, kernel, strip)

@@ -6,7 +6,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
@@ -32,6 +32,13 @@ from jaxdet.training.processes import Processes
 from jaxdet.training.signals import GRACE
 from jaxdet.training.state import PyTree
 from jaxdet.training.steps import LossFn
+
+
+class Feed(NamedTuple):
+    """What a run is trained on."""
+
+    batches: Callable[[int], Iterator[Batch]]  # From the number of the first, without end.
+    names: Sequence[str]  # Of the pictures, by record; for messages.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +184,7 @@ def fit(
     variables: dict[str, PyTree],
     *,
     loss_fn: LossFn,
-    batches: Callable[[int], Iterator[Batch]],
+    feed: Feed,
     evaluate: Callable[[dict[str, PyTree], int], Mapping[str, float]],
     best_metric: str,
     options: Options,
@@ -194,7 +201,7 @@ def fit(
       variables: What to begin with; not read where there is a checkpoint.
       loss_fn: `loss_fn(variables, batch, *, train) -> (terms, Aux)`; norms of the model sum over
         `parallel.AXIS`.
-      batches: From the number of a batch, an iterator that begins with that batch.
+      feed: What it is trained on.
       evaluate: Metrics of (variables, step); the variables are the averaged ones, where an average
         is kept, on all devices.
       best_metric: Which of them picks the best checkpoint, the higher the better, unless the
@@ -260,8 +267,9 @@ def fit(
             processes.on_first(lambda: replay.diverged_step(out)),
             step=train_step,
             gradients=lambda now, batch: differentiate(now.step, now, batch),
-            batches=batches,
+            batches=feed.batches,
             checkpoints=saved,
+            names=feed.names,
         )
         print("\n".join(lines), flush=True)
         raise SystemExit(0)
@@ -280,7 +288,7 @@ def fit(
         end = loop.run(
             first,
             step=step,
-            batches=batches,
+            batches=feed.batches,
             steps=options.steps,
             checkpoints=saved,
             log=log,

@@ -227,7 +227,10 @@ class Journal:
             }
             text = json.dumps(report, indent=2) + "\n"
             write_atomically(self._log.directory / DIVERGED, text)
-        raise TrainingDiverged(f"{how} after step {step}: {shown}. Last good checkpoint: {where}.")
+        raise TrainingDiverged(
+            f"{how} after step {step}: {shown}. Last good checkpoint: {where}. "
+            "The same command with --replay says what was not finite first, in which pictures."
+        )
 
 
 def all_records(positions: Any, records: Any) -> list[int]:

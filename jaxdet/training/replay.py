@@ -6,7 +6,7 @@ on, the same batches give the same state before it, bit for bit on CPU.
 
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,7 @@ def replay(
     gradients: Callable[[TrainState, Batch], tuple[PyTree, Sums, PyTree]],
     batches: Callable[[int], Iterator[Batch]],
     checkpoints: Checkpoints,
+    names: Sequence[str],
 ) -> list[str]:
     """Goes through an update once more, and says what is wrong with it.
 
@@ -55,6 +56,7 @@ def replay(
       gradients: `steps.gradients` on all devices; leaves its state as it is.
       batches: From the number of a batch, an iterator that begins with that batch.
       checkpoints: Of the run.
+      names: Of the data set's pictures, by record.
 
     Returns:
       Lines: what is not finite in the order in which it arises, in pictures and boxes, the state
@@ -70,9 +72,10 @@ def replay(
     for _ in range(start + 1, number):
         state, _ = step(state, next(data))
     batch = next(data)
+    records = all_records(batch.positions, batch.records)
     lines = [
         f"Step {number} again, from the checkpoint of step {start}.",
-        f"Pictures: records {all_records(batch.positions, batch.records)}.",
+        f"Pictures: {', '.join(f'{names[i]} (record {i})' for i in records)}.",
     ]
     grads, sums, stats = jax.device_get(gradients(state, batch))
     before = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})

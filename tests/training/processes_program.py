@@ -191,7 +191,7 @@ def replay(out):
             fit.fit(
                 toy.first_variables(),
                 loss_fn=diverging,
-                batches=batches,
+                feed=fit.Feed(batches, toy.NAMES),
                 evaluate=lambda variables, step: {"score": 0.0},
                 best_metric="score",
                 options=dataclasses.replace(options, replay=again),

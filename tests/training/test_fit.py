@@ -14,6 +14,7 @@ from jaxdet.training import checkpoints, fit, logging, loop, parallel, recipes, 
 OPTIONS = fit.Options(
     batch_size=8, steps=4, warmup_steps=1, evaluate_every=2, checkpoint_every=2, log_every=1
 )
+FEED = fit.Feed(toy.batches, toy.NAMES)
 LOSS = functools.partial(toy.loss, toy.Toy(parallel.AXIS))
 
 
@@ -30,8 +31,8 @@ class Config:
 
 
 def run(out, options=OPTIONS, *, classes=("a",), config=None, **changes):
-    arguments = {"best_metric": "size", "evaluate": evaluate, "loss_fn": LOSS}
-    arguments |= {"batches": toy.batches} | changes
+    arguments = {"best_metric": "size", "evaluate": evaluate, "loss_fn": LOSS, "feed": FEED}
+    arguments |= changes
     fit.fit(
         toy.first_variables(),
         options=options,
@@ -92,7 +93,7 @@ def fit_with(out, batches):
     fit.fit(
         toy.first_variables(),
         loss_fn=LOSS,
-        batches=batches,
+        feed=fit.Feed(batches, toy.NAMES),
         evaluate=evaluate,
         best_metric="size",
         options=OPTIONS,
@@ -215,7 +216,7 @@ def planted(kind):
                 batch = batch._replace(instances=batch.instances._replace(boxes=boxes))
             yield batch
 
-    return {"loss_fn": loss, "batches": batches}
+    return {"loss_fn": loss, "feed": fit.Feed(batches, toy.NAMES)}
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,8 @@ def test_replays_the_step_that_diverged(tmp_path, capsys, kind, wanted):
     assert end.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     begin = lines.index("Step 4 again, from the checkpoint of step 2.")
-    assert lines[begin + 1] == f"Pictures: records {list(range(24, 32))}."
+    pictures = ", ".join(f"{i}.png (record {i})" for i in range(24, 32))
+    assert lines[begin + 1] == f"Pictures: {pictures}."
     assert lines[begin + 2] == f"Not finite in {wanted}."
 
 

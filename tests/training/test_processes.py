@@ -156,7 +156,8 @@ def test_a_step_that_diverged_is_replayed_by_all(ran):
     begin = "Step 4 again, from the checkpoint of step 2."
     first, second = (lines[lines.index(begin) :] for lines in said)
     assert first == second
-    assert first[1] == f"Pictures: records {list(range(24, 32))}."
+    pictures = ", ".join(f"{i}.png (record {i})" for i in range(24, 32))
+    assert first[1] == f"Pictures: {pictures}."
     assert first[2] == "Not finite in the losses (sum, count): loss/few/0 (1 of 1)."
 
 

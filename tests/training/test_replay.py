@@ -31,6 +31,7 @@ def again(saved, number, state=None):
         gradients=GRADIENTS,
         batches=toy.batches,
         checkpoints=saved,
+        names=toy.NAMES,
     )
 
 

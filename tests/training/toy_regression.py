@@ -57,6 +57,9 @@ def batch(number, size=8):
     )
 
 
+NAMES = [f"{i}.png" for i in range(200)]  # Of the records of the first batches.
+
+
 def batches(start, size=8):
     while True:
         yield batch(start, size)
