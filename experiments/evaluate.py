@@ -44,13 +44,13 @@ class Config:
     weights: str = ""
     """A published name, or a file (.pth, .safetensors), in place of a checkpoint."""
     classes: tuple[str, ...] = ()
-    """Names of the classes of weights that do not know them."""
+    """Names of the classes, where the weights do not know them."""
     min_size: int | None = None
-    """Weights only: shorter side that pictures are given, pixels; torchvision's if None."""
+    """Shorter side that pictures are given, pixels; the checkpoint's, or torchvision's, if None."""
     max_size: int = 1333
     """With `min_size`: the longer side's limit, pixels."""
     norm_epsilon: float | None = None
-    """Weights only: of batch norms; see `weights.detectors.load`."""
+    """Of batch norms; see `weights.detectors.load`."""
     results: pathlib.Path | None = None
     """A COCO results file, in place of a checkpoint."""
     split: str = "test"
@@ -81,11 +81,9 @@ def main(config: Config) -> coco.Evaluation:
     if sum(given) != 1:
         raise ValueError("Give either --checkpoint, --weights or --results.")
     detector = None
-    if config.checkpoint is not None:
-        detector = detectors.load_checkpoint(config.checkpoint)
-    elif config.weights:
+    if config.results is None:
         detector = detectors.load(
-            config.weights,
+            config.checkpoint or config.weights,
             norm_epsilon=config.norm_epsilon,
             canvases=ShortSide(config.min_size, config.max_size) if config.min_size else None,
             classes=config.classes or None,

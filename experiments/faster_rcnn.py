@@ -35,7 +35,7 @@ from jaxdet.systems.faster_rcnn import DetectOptions, LossOptions
 from jaxdet.training import fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import figures
 from jaxdet.weights import detectors, download
-from jaxdet.weights.description import Description, to_metadata
+from jaxdet.weights.description import Description, name_of, to_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +50,17 @@ class Config:
     mosaics or pasted objects."""
     augmentation: Augmentation = Augmentation()
     architecture: Architecture = Architecture()
-    """That of `weights`, where they are given."""
+    """Not read where `weights` are given, which have their own."""
     weights: Annotated[str, tyro.conf.arg(aliases=["--init-from"])] = ""
-    """What to begin from: a published name, a file (.pth, .safetensors), or another run; with a
-    new head where the classes are others."""
+    """What to begin from: a published name, a file (.pth, .safetensors), or another run. Classes
+    that it knows by name keep their part of the head, the others get a new one."""
     fine_tune_rate: float = 1e-4
     """In place of `learning_rate` where `weights` are given."""
+    n_frozen: int | None = None
+    """With `weights`: parts of the backbone that are not trained, 1 for the stem, 2 for C2 as well;
+    as torchvision fine-tunes (or as the run was trained) if None."""
+    norm_epsilon: float | None = None
+    """With `weights`: of batch norms; see `weights.detectors.load`."""
     loss: LossOptions = LossOptions()
     detect: DetectOptions = DetectOptions()
     training: OmitArgPrefixes[fit.Options] = fit.Options()
@@ -218,10 +223,19 @@ def main(config: Config) -> dict[str, float]:
     begun = time.perf_counter()
     pretrained = None
     if config.weights:
-        read = functools.partial(detectors.load, config.weights, progress=download.show_progress)
+        read = functools.partial(
+            detectors.load,
+            config.weights,
+            norm_epsilon=config.norm_epsilon,
+            progress=download.show_progress,
+        )
         pretrained = processes.on_first(read)
         rate = dataclasses.replace(config.training, learning_rate=config.fine_tune_rate)
         architecture = pretrained.description.architecture
+        if not isinstance(architecture, Architecture):
+            raise ValueError(f"{config.weights}: is a {name_of(architecture)}, no Faster R-CNN.")
+        if config.n_frozen is not None:
+            architecture = dataclasses.replace(architecture, n_frozen=config.n_frozen)
         config = dataclasses.replace(config, architecture=architecture, training=rate)
         print(
             f"The weights were made for pictures of {pretrained.description.canvases}; here they "
@@ -258,9 +272,13 @@ def main(config: Config) -> dict[str, float]:
         jax.random.key(options.seed), model, canvas=config.canvases[0]
     )
     if pretrained is not None:
-        known = pretrained.description.classes == tuple(train.classes)
-        begun_with = pretrained.variables
-        variables = begun_with if known else detectors.with_new_head(begun_with, variables)
+        variables, text = detectors.with_head_for(
+            pretrained.variables,
+            jax.device_get(variables),
+            known=pretrained.description.classes,
+            wanted=train.classes,
+        )
+        print(text)
     print(state.describe(variables), flush=True)
     loss = functools.partial(faster_rcnn.loss, model, options=config.loss)
 

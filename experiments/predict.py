@@ -35,9 +35,9 @@ class Config:
     weights: str = ""
     """A published name, or a file (.pth, .safetensors), in place of a checkpoint."""
     classes: tuple[str, ...] = ()
-    """Names of the classes of weights that do not know them."""
+    """Names of the classes, where the weights do not know them."""
     norm_epsilon: float | None = None
-    """Weights only: of batch norms; see `weights.detectors.load`."""
+    """Of batch norms; see `weights.detectors.load`."""
     out: pathlib.Path = pathlib.Path("predictions")
     """Where to write."""
     score_threshold: float = 0.5
@@ -54,16 +54,13 @@ def main(config: Config) -> list[dict]:
         raise ValueError("Name a picture or a folder of pictures.")
     if not 0 <= config.score_threshold <= 1:
         raise ValueError(f"--score-threshold must be within 0 to 1. Got {config.score_threshold}.")
-    if config.checkpoint is not None:
-        finder, variables = predictor.load(config.checkpoint)
-    else:
-        detector = detectors.load(
-            config.weights,
-            norm_epsilon=config.norm_epsilon,
-            classes=config.classes or None,
-            progress=download.show_progress,
-        )
-        finder, variables = predictor.from_detector(detector)
+    detector = detectors.load(
+        config.checkpoint or config.weights,
+        norm_epsilon=config.norm_epsilon,
+        classes=config.classes or None,
+        progress=download.show_progress,
+    )
+    finder, variables = predictor.from_detector(detector)
     report = Report()
     source = predictor.picture_source(config.pictures, report=report)
     for text in report.faults:

@@ -54,7 +54,7 @@ class Conv(nn.Module):
             x = fast_conv.grouped_conv(
                 x, kernel, stride=stride, padding=padding, groups=self.groups
             )
-        elif size == 1:
+        elif size == 1 and padding == 0:
             x = x[:, ::stride, ::stride] if stride > 1 else x
             # Flat, or the gradient is transposed by a slow loop before the kernel's is computed.
             rows = jax.lax.dot(x.reshape(-1, x.shape[-1]), kernel.reshape(shape[2:]))

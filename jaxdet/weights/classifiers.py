@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from jaxdet.features import networks
 from jaxdet.features.networks import Network
 from jaxdet.training import checkpoints
-from jaxdet.weights import description, download, files, published, torchvision
+from jaxdet.weights import description, detectors, download, files, published, torchvision
+from jaxdet.weights.description import Description
 from jaxdet.weights.tensor_pickle import WeightsError
 
 IMAGENET_CLASSES = 1000
@@ -36,9 +38,9 @@ def load(
 
     Args:
       weights: A run that trained a classifier or a localizer of one box, or one of its
-        checkpoints; the name of a published classifier; or a file of torchvision's tensors: `.pth`,
-        `.pt` or `.safetensors`.
-      network: Of such a file, which does not say it; its `dropout` holds for all.
+        checkpoints; the name of a published classifier; or a file: `.pth`, `.pt` or
+        `.safetensors`.
+      network: Of a file that neither is a published one nor says it; its `dropout` holds for all.
       progress: Of a download; see `download.fetch`.
 
     Raises:
@@ -49,12 +51,8 @@ def load(
     if path.is_dir():
         variables, metadata = checkpoints.load_variables(path)
         found = description.from_metadata(metadata)
-        own = getattr(found.architecture, "network", found.architecture)
-        if not isinstance(own, Network) or getattr(found.architecture, "n_boxes", 1) != 1:
-            raise ValueError(f"{path}: {found.architecture} is no classifier of pictures.")
-        network = dataclasses.replace(own, dropout=network.dropout)
-        inner = {k: {"network": tree["network"]} for k, tree in variables.items() if tree}
-        return Pretrained(network, inner, found.classes)
+        return _inner(path, found, variables, dropout=network.dropout)
+    key = published.of_file(path.name)
     if path.suffix not in files.SUFFIXES:
         name = str(weights).partition(":")[0]
         if name not in networks.PUBLISHED:
@@ -62,9 +60,16 @@ def load(
                 f"{weights}: is no folder, and no published classifier; there are "
                 f"{', '.join(networks.PUBLISHED)}."
             )
-        network = dataclasses.replace(networks.PUBLISHED[name], dropout=network.dropout)
+        key = published.full_name(str(weights))
         path = download.fetch(published.url(str(weights)), progress=progress)
-    state_dict, _ = files.read(path)
+    known = networks.PUBLISHED.get((key or "").partition(":")[0])
+    network = dataclasses.replace(known or network, dropout=network.dropout)
+    state_dict, texts = files.read(path)
+    if description.METADATA in texts:
+        found = description.from_metadata(json.loads(texts[description.METADATA]))
+        shapes = detectors.variable_shapes(len(found.classes), found.architecture)
+        variables = torchvision.from_state_dict(state_dict, shapes)
+        return _inner(path, found, variables, dropout=network.dropout)
     last = ".".join((*network.last_layer, "bias"))
     kept = {k: x for k, x in state_dict.items() if not k.startswith(("aux1.", "aux2."))}
     count = len(kept[last]) if last in kept else IMAGENET_CLASSES
@@ -73,6 +78,17 @@ def load(
     except ValueError as fault:
         raise WeightsError(f"{path}: {fault}") from fault
     return Pretrained(network, {k: {"network": tree} for k, tree in inner.items()}, ())
+
+
+def _inner(
+    path: pathlib.Path, found: Description, variables: Any, *, dropout: float | None
+) -> Pretrained:
+    """The classifier in a system of ours."""
+    own = getattr(found.architecture, "network", found.architecture)
+    if not isinstance(own, Network) or getattr(found.architecture, "n_boxes", 1) != 1:
+        raise ValueError(f"{path}: {found.architecture} is no classifier of pictures.")
+    inner = {k: {"network": tree["network"]} for k, tree in variables.items() if tree}
+    return Pretrained(dataclasses.replace(own, dropout=dropout), inner, found.classes)
 
 
 def _variable_shapes(network: Network, num_classes: int) -> Any:

@@ -10,6 +10,8 @@ from jaxdet.data.resize import ShortSide
 from jaxdet.features.networks import Network
 from jaxdet.systems import architectures, classifier, faster_rcnn, localizer, overfeat
 
+METADATA = "jaxdet"  # The text of a safetensors file that holds a description.
+
 
 class System(NamedTuple):
     """What stands behind a name in a checkpoint."""
@@ -78,7 +80,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Description:
       metadata: What `to_metadata` gave, and anything beside it.
 
     Raises:
-      ValueError: Where it is of a system that is not known.
+      ValueError: Where it is of a system that is not known, or does not fit.
     """
     name = metadata.get("system", "")
     system = SYSTEMS.get(name)
@@ -89,14 +91,25 @@ def from_metadata(metadata: Mapping[str, Any]) -> Description:
             f"the checkpoint is of system {metadata.get('system')!r}; known here are "
             f"{', '.join(SYSTEMS)}."
         )
-    canvases = metadata["canvases"]
-    return Description(
-        architecture=_restored(system.architecture, metadata["architecture"]),
-        classes=tuple(metadata["classes"]),
-        category_ids=tuple(metadata["category_ids"]),
-        canvases=_restored(ShortSide, canvases),
-        detect=_restored(system.options, metadata["detect"]),
-    )
+    try:
+        found = Description(
+            architecture=_restored(system.architecture, metadata["architecture"]),
+            classes=tuple(metadata["classes"]),
+            category_ids=tuple(metadata["category_ids"]),
+            canvases=_restored(ShortSide, metadata["canvases"]),
+            detect=_restored(system.options, metadata["detect"]),
+        )
+        for record, kind in (
+            (found.architecture, system.architecture),
+            (found.detect, system.options),
+        ):
+            if not isinstance(record, kind):
+                raise TypeError(f"{record} is no {kind.__name__}")
+        return found
+    except (KeyError, TypeError, AttributeError) as fault:
+        raise ValueError(
+            f"what is said of the {name} is damaged, or of another version of jaxdet: {fault!r}."
+        ) from fault
 
 
 def _restored(kind: Any, value: Any) -> Any:

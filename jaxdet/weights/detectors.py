@@ -26,7 +26,6 @@ from jaxdet.weights import description, download, families, files, published, to
 from jaxdet.weights.description import Description
 from jaxdet.weights.tensor_pickle import WeightsError
 
-METADATA = "jaxdet"  # The text of a safetensors file that holds the description.
 # Blocks of the four stages, and whether the last convolution of one is its third.
 _DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18,
@@ -89,8 +88,8 @@ def load(
         path = download.fetch(url, progress=progress)
     state_dict, texts = files.read(path)
     try:
-        if METADATA in texts:
-            found = description.from_metadata(json.loads(texts[METADATA]))
+        if description.METADATA in texts:
+            found = description.from_metadata(json.loads(texts[description.METADATA]))
         else:
             found = describe(state_dict, file_name=path.name)
         found = _told(found, norm_epsilon, canvases, classes)
@@ -178,7 +177,7 @@ def save(path: str | pathlib.Path, detector: Detector) -> None:
         )
     text = json.dumps(description.to_metadata(detector.description))
     state_dict = torchvision.to_state_dict(detector.variables)
-    files.write(path, state_dict, texts={METADATA: text})
+    files.write(path, state_dict, texts={description.METADATA: text})
 
 
 def describe(state_dict: Mapping[str, np.ndarray], *, file_name: str = "") -> Description:
@@ -202,7 +201,7 @@ def describe(state_dict: Mapping[str, np.ndarray], *, file_name: str = "") -> De
             " classifier.py --weights begins with those it knows." if "classifier" in family else ""
         )
         raise WeightsError(f"no Faster R-CNN: it seems to be {family}.{hint}")
-    key = {file: name for name, file in published.FILES.items()}.get(file_name, "")
+    key = published.of_file(file_name) or ""
     counted = any(re.search(r"backbone\.body\..*num_batches_tracked$", n) for n in state_dict)
     common = Architecture(
         norm="batch" if counted else "frozen",
@@ -217,7 +216,7 @@ def describe(state_dict: Mapping[str, np.ndarray], *, file_name: str = "") -> De
     names = published.COCO_CLASSES if n_classes == len(published.COCO_CLASSES) else None
     return Description(
         architecture=_with_backbone(common, found),
-        classes=names or tuple(f"class {i + 1}" for i in range(n_classes)),
+        classes=names or numbered(n_classes),
         category_ids=tuple(range(1, n_classes + 1)),
         canvases=ShortSide(320, 640) if "_320_" in key else ShortSide(),
         detect=_detect_options(found, small="_320_" in key),
@@ -274,13 +273,42 @@ def variable_shapes(num_classes: int, architecture: Any) -> Any:
     return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
-def with_new_head(variables: Any, fresh: Any) -> Any:
-    """Returns variables with the last layers of others: a head for other classes.
+def numbered(n: int) -> tuple[str, ...]:
+    """Returns what n classes are called that nobody has named."""
+    return tuple(f"class {i + 1}" for i in range(n))
+
+
+def with_head_for(
+    variables: Any, fresh: Any, *, known: Sequence[str], wanted: Sequence[str]
+) -> tuple[Any, str]:
+    """Returns variables with a head for other classes, and a sentence on what became of the old.
+
+    Classes that both know by name, and background with them, keep their numbers; the others get
+    those of `fresh`. As many classes as are wanted, which nobody has named, are taken for these.
 
     Args:
-      variables: Of a trained detector.
-      fresh: Of the same network for as many classes as are wanted, such as just drawn ones.
+      variables: Of a trained Faster R-CNN.
+      fresh: Of the same network for the classes that are wanted, such as just drawn ones.
+      known: Names of the trained classes.
+      wanted: Names of the others.
     """
+    if tuple(known) in (tuple(wanted), numbered(len(wanted))):
+        return variables, f"The head is kept, for {len(wanted)} classes."
+    rows = [(1 + known.index(name), 1 + i) for i, name in enumerate(wanted) if name in known]
+    rows = np.array([(0, 0), *rows] if rows else np.zeros((0, 2)), int)
     heads = variables["params"]["roi_heads"]
-    new = {"box_predictor": fresh["params"]["roi_heads"]["box_predictor"]}
-    return variables | {"params": variables["params"] | {"roi_heads": heads | new}}
+    trained, new = (t["params"]["roi_heads"]["box_predictor"] for t in (variables, fresh))
+
+    def carried(path: Any, old: Any, drawn: Any) -> np.ndarray:
+        size = 1 if path[0].key == "cls_score" else 4
+        old, result = (np.array(x).reshape(*x.shape[:-1], -1, size) for x in (old, drawn))
+        if size == 4 and result.shape[-2] == 1:  # One box for all classes.
+            result = old if len(rows) else result
+        else:
+            result[..., rows[:, 1], :] = old[..., rows[:, 0], :]
+        return result.reshape(drawn.shape)
+
+    predictor = jax.tree_util.tree_map_with_path(carried, trained, new)
+    heads = heads | {"box_predictor": predictor}
+    text = f"The head is new for {len(wanted) - max(len(rows) - 1, 0)} of {len(wanted)} classes."
+    return variables | {"params": variables["params"] | {"roi_heads": heads}}, text

@@ -1,6 +1,7 @@
 """Files from the web, once: into a cache, gone on with where it stopped, checked by their name."""
 
 import hashlib
+import http.client
 import os
 import pathlib
 import re
@@ -9,6 +10,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
+
+import filelock
 
 from jaxdet import cache
 from jaxdet.weights.tensor_pickle import WeightsError
@@ -26,7 +29,8 @@ def fetch(
     """Returns a file from the web, downloaded if the cache has no whole copy.
 
     What came before a broken connection stays as `NAME.part`, and the next call asks for the rest
-    (an HTTP range). The file gets its name when it is whole and its hash is right.
+    (an HTTP range). The file gets its name when it is whole and its hash is right. Of several
+    processes one downloads, the others wait.
 
     Args:
       url: Its last part, NAME-DIGITS.SUFFIX, ends in the first 8 or more hexadecimal digits of the
@@ -45,23 +49,19 @@ def fetch(
     path, part = folder / name, folder / f"{name}.part"
     if path.is_file():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        _download(url, part, progress)
-    except (OSError, urllib.error.URLError) as fault:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / f"{name}.lock"):
+            if not path.is_file():
+                _download(url, part, progress)
+                _check(url, part, digits[1])
+                os.replace(part, path)
+    except (OSError, http.client.HTTPException) as fault:
         kept = f" {part.stat().st_size} bytes are kept." if part.is_file() else ""
         raise WeightsError(
-            f"{url} could not be downloaded: {fault}.{kept} Try again, or put the file there "
+            f"{url} could not be downloaded: {fault!r}.{kept} Try again, or put the file there "
             f"yourself: {path}"
         ) from fault
-    found = _sha256(part)
-    if not found.startswith(digits[1]):
-        part.unlink()
-        raise WeightsError(
-            f"{url}: what came has the SHA-256 {found}, which should begin with {digits[1]}; it "
-            "was deleted. A proxy's page in place of the file?"
-        )
-    os.replace(part, path)
     return path
 
 
@@ -104,6 +104,13 @@ def _download(
         raise OSError(f"the connection broke off after {done} of {total} bytes")
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check(url: str, part: pathlib.Path, digits: str) -> None:
+    """Deletes what came if it is not the file."""
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(digits):
+        part.unlink()
+        raise WeightsError(
+            f"{url}: what came has the SHA-256 {found}, which should begin with {digits}; it was "
+            "deleted. A proxy's page in place of the file?"
+        )

@@ -8,7 +8,6 @@ _FAMILIES = (
     (("roi_heads.keypoint_head.", "backbone."), "a Keypoint R-CNN of torchvision"),
     (("roi_heads.box_head.", "backbone.body.layer1."), "a Faster R-CNN of torchvision on a ResNet"),
     (("roi_heads.box_head.", "backbone.body.0."), "a Faster R-CNN of torchvision on a MobileNetV3"),
-    (("head.classification_head.bbox_ctrness",), "an FCOS of torchvision"),
     (("head.regression_head.bbox_ctrness.",), "an FCOS of torchvision"),
     (("head.classification_head.cls_logits.",), "a RetinaNet of torchvision"),
     (("head.classification_head.module_list.",), "an SSD of torchvision"),

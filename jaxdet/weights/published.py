@@ -72,6 +72,11 @@ def full_name(name: str) -> str | None:
     return versions[-1] if versions else None
 
 
+def of_file(name: str) -> str | None:
+    """Returns the key of `FILES` whose file has a name, or None where none has it."""
+    return {file: key for key, file in FILES.items()}.get(name)
+
+
 def url(name: str) -> str:
     """Returns where a published checkpoint lies.
 

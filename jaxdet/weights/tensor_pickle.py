@@ -30,6 +30,9 @@ DTYPES = {
 }
 # These make objects by other means than REDUCE, or import by number; torch writes none of them.
 FORBIDDEN = frozenset({"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"})
+# Each counted wherever it is referred to: tuples of tuples, looked up in a dictionary, would keep
+# Python busy for years.
+MAX_OBJECTS = 10_000_000
 
 
 class WeightsError(ValueError):
@@ -83,6 +86,8 @@ def load(data: bytes, position: int) -> tuple[Any, dict[str, Storage], int]:
 
 def _check_opcodes(stream: io.BytesIO) -> None:
     """Reads up to a pickle's end without running it."""
+    stack: list[int | None] = []  # How many objects each object is; None for a mark.
+    memo: dict[int, int | None] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name in FORBIDDEN:
             raise WeightsError(f"its pickle uses {opcode.name}, which no tensor needs: refused.")
@@ -91,6 +96,34 @@ def _check_opcodes(stream: io.BytesIO) -> None:
         # The reader's table of objects is as long as the largest number in it.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= count:
             raise WeightsError("the pickle in it is damaged (it numbers more than it holds).")
+        _count_objects(opcode, argument, stack, memo)
+
+
+def _count_objects(
+    opcode: pickletools.OpcodeInfo,
+    argument: Any,
+    stack: list[int | None],
+    memo: dict[int, int | None],
+) -> None:
+    """Does to the stack what an opcode does to that of the reader."""
+    if opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+        stack.append(memo[int(argument)])
+    elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+        memo[len(memo) if argument is None else int(argument)] = stack[-1]
+    elif opcode.name == "DUP":
+        stack.append(stack[-1])
+    elif opcode.name == "MARK":
+        stack.append(None)
+    else:
+        total, before = 1, opcode.stack_before
+        if pickletools.markobject in before:
+            while (top := stack.pop()) is not None:
+                total += top
+            before = before[: before.index(pickletools.markobject)]
+        total += sum(stack.pop() or 0 for _ in before)
+        if total > MAX_OBJECTS:
+            raise WeightsError(f"it holds more than {MAX_OBJECTS} objects: refused.")
+        stack.extend(total for _ in opcode.stack_after)
 
 
 class _RebuildTensor:
@@ -144,7 +177,9 @@ class _TensorUnpickler(pickle.Unpickler):
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise WeightsError("it refers to something that is no storage.")
         _, kind, key, _, length, *view = pid
-        root = Storage(str(key), DTYPES[kind], int(length))
+        if not isinstance(kind, str) or not isinstance(key, str):
+            raise WeightsError("it refers to a storage that has no name.")
+        root = Storage(key, DTYPES[kind], int(length))
         self.storages[root.key] = root
         if view and view[0] is not None:  # In old files: (key of the view, offset, length).
             _, offset, length = view[0]

@@ -62,6 +62,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return {name: _view(name, tensor, storages) for name, tensor in tensors.items()}
     except WeightsError as fault:
         raise WeightsError(f"{path}: {fault}") from fault
+    except Exception as fault:  # Whatever a damaged file makes its readers trip over.
+        raise WeightsError(f"{path}: damaged ({type(fault).__name__}: {fault}).") from fault
 
 
 def _read_zip(data: bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
@@ -89,7 +91,7 @@ def _read_zip(data: bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
             raise WeightsError(f"{info.filename} is compressed, which torch does not do.")
         try:
             return archive.read(info)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as fault:
+        except Exception as fault:
             raise WeightsError(f"{info.filename} is damaged ({fault}).") from fault
 
     stored_order = entry("byteorder") if folder + "byteorder" in entries else b"little"
@@ -186,12 +188,13 @@ def _state_dict(found: Any) -> dict[str, Tensor]:
     """The dictionary of tensors, or the one inside what a training script saved."""
     if isinstance(found, dict):
         for key in NESTED:
-            if isinstance(found.get(key), dict):
-                found = found[key]
+            if isinstance(inner := dict.get(found, key), dict):
+                found = inner
                 break
-        if found and all(isinstance(v, Tensor) and isinstance(k, str) for k, v in found.items()):
-            return dict(found)
-        held = ", ".join(f"{str(k)[:40]} ({type(v).__name__})" for k, v in list(found.items())[:5])
+        items = dict.items(found)  # What a pickle may have set as attributes is not asked.
+        if items and all(isinstance(v, Tensor) and isinstance(k, str) for k, v in items):
+            return dict(items)
+        held = ", ".join(f"{str(k)[:40]} ({type(v).__name__})" for k, v in list(items)[:5])
         raise WeightsError(f"it holds a dictionary, but not of tensors alone: {held or 'empty'}.")
     raise WeightsError(f"it holds a {type(found).__name__}, not a state dict.")
 

@@ -27,8 +27,8 @@ OLD_NAMES = (
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
 )
 # What wrappers put before all names.
-PREFIXES = ("module.", "_orig_mod.")
-COUNTER = "num_batches_tracked"
+WRAPPED = r"^(module\.|_orig_mod\.)+"
+COUNTERS = ("num_batches_tracked", "n_averaged")
 _ARRAYS = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
 _FLOATS = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
@@ -38,14 +38,18 @@ def tidy(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     Args:
       state_dict: Arrays by name, as a file has them.
+
+    Raises:
+      WeightsError: Where two names are one, with and without a wrapper.
     """
     tidied = {}
-    for name, array in state_dict.items():
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
+    for stored, array in state_dict.items():
+        name = re.sub(WRAPPED, "", stored)
         for old, new in OLD_NAMES:
             name = re.sub(old, new, name)
-        if not name.endswith(COUNTER):
+        if name in tidied:
+            raise WeightsError(f"{name} is there twice; the second time as {stored}.")
+        if not name.endswith(COUNTERS):
             tidied[name] = array
     return tidied
 
@@ -71,7 +75,7 @@ def from_state_dict(
         what the state dict seems to be.
     """
     found = tidy(state_dict)
-    _check(found, {_name(path): _torch_shape(leaf.shape) for path, leaf in _by_path(like)})
+    _check(found, {_name(path): _torch_shape(leaf.shape) for _, path, leaf in _by_path(like)})
 
     def read(path: Any, leaf: Any) -> np.ndarray:
         name = _name(_joined(path[1:]))
@@ -94,21 +98,22 @@ def to_state_dict(
       Contiguous arrays by name, in the order of the names.
     """
     state_dict = {}
-    for path, leaf in _by_path(variables):
+    for collection, path, leaf in _by_path(variables):
         name = _name(path)
         array = np.asarray(jax.device_get(leaf))
         state_dict[name] = np.asarray(_to_torch(array, _map_size(name, flattened)), order="C")
-        if name.endswith("running_var"):
-            # Ours are none of torch's averages over all batches: they need no count.
-            state_dict[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
+        if collection == "batch_stats" and name.endswith("running_var"):
+            # Tells trained norms from frozen ones. Ours average with a momentum, not over a count.
+            counter = name.replace("running_var", COUNTERS[0])
+            state_dict[counter] = np.zeros((), np.int64)
     return dict(sorted(state_dict.items()))
 
 
-def _by_path(tree: Any) -> Iterable[tuple[str, Any]]:
-    """Arrays by path without the collection, which torchvision's names do not have."""
-    for collection in tree.values():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(collection):
-            yield _joined(path), leaf
+def _by_path(tree: Any) -> Iterable[tuple[str, str, Any]]:
+    """Collections, of which torchvision's names know nothing, paths in them, and arrays."""
+    for collection, inner in tree.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(inner):
+            yield collection, _joined(path), leaf
 
 
 def _joined(path: Any) -> str:

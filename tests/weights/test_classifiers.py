@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,15 @@ from jaxdet.systems import classifier, localizer
 from jaxdet.systems.classifier import DetectOptions
 from jaxdet.systems.localizer import Architecture
 from jaxdet.training import checkpoints, state
-from jaxdet.weights import classifiers, description, download, files, torchvision
+from jaxdet.weights import (
+    classifiers,
+    description,
+    detectors,
+    download,
+    files,
+    published,
+    torchvision,
+)
 from jaxdet.weights.description import Description
 
 NETWORK = Network(width=8, n_stages=2)
@@ -55,6 +65,23 @@ def test_a_run(trained, tmp_path):
     found = classifiers.load(tmp_path)
     assert found.network == NETWORK and found.classes == ("a", "b", "c")
     assert_equal({k: found.variables[k] for k in trained}, trained)
+
+
+def test_a_file_that_says_what_it_is(trained, tmp_path):
+    kept = Description(NETWORK, ("a", "b", "c"), (1, 2, 3), ((32, 32),), DetectOptions())
+    detectors.save(tmp_path / "own.safetensors", detectors.Detector(kept, trained))
+    found = classifiers.load(tmp_path / "own.safetensors")
+    assert found.network == NETWORK and found.classes == ("a", "b", "c")
+    assert_equal({k: found.variables[k] for k in trained}, trained)
+
+
+def test_a_published_file_that_lies_here(trained, weights_file, monkeypatch):
+    """Its name says which network it is of, as of a download."""
+    monkeypatch.setitem(published.FILES, "narrow:V1", weights_file.name)
+    monkeypatch.setitem(networks.PUBLISHED, "narrow", NETWORK)
+    found = classifiers.load(weights_file, network=Network(dropout=0.3))
+    assert found.network == dataclasses.replace(NETWORK, dropout=0.3)
+    assert_equal(found.variables, trained)
 
 
 def test_a_published_name(trained, weights_file, monkeypatch):

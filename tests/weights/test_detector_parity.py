@@ -40,7 +40,7 @@ def torch_shapes(name):
     return {
         key: value.shape
         for key, value in state_dict.items()
-        if counted or not key.endswith(torchvision.COUNTER)
+        if counted or not key.endswith(torchvision.COUNTERS)
     }
 
 

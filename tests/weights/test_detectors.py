@@ -42,7 +42,7 @@ def drawn(architecture, num_classes=3):
 def state_dict_of(architecture, num_classes=3):
     state_dict = torchvision.to_state_dict(drawn(architecture, num_classes))
     counted = architecture.norm == "batch"
-    names = [n for n in state_dict if counted or not n.endswith(torchvision.COUNTER)]
+    names = [n for n in state_dict if counted or not n.endswith(torchvision.COUNTERS)]
     return {name: state_dict[name] for name in names}
 
 
@@ -101,8 +101,9 @@ def test_save_and_load(tmp_path, suffix):
     loaded = detectors.load(path)
     if suffix == ".safetensors":
         assert loaded.description == described
-    else:  # It has counters, as of norms that are trained.
+    else:
         assert loaded.description.classes == ("class 1", "class 2")
+    assert loaded.description.architecture.norm == SMALL.norm == "frozen"
     assert jax.tree.leaves(loaded.variables["params"])[0].dtype == np.float32
 
 
@@ -202,9 +203,68 @@ def test_a_damaged_description(tmp_path):
         detectors.load(path)
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda m: m["architecture"].update(new_field=1),
+        lambda m: m.pop("canvases"),
+        lambda m: m.update(canvases={"short": "a"}),
+        lambda m: m.update(architecture=[]),
+        lambda m: m.update(classes=5),
+    ],
+)
+def test_a_description_that_does_not_fit(tmp_path, spoil):
+    described = Description(SMALL, ("a", "b"), (3, 7), ShortSide(), cases.DETECT)
+    metadata = description.to_metadata(described)
+    spoil(metadata)
+    path = tmp_path / "a.safetensors"
+    files.write(path, state_dict_of(SMALL), texts={"jaxdet": json.dumps(metadata)})
+    with pytest.raises(WeightsError, match=r"a\.safetensors: .* damaged, or of another version"):
+        detectors.load(path)
+
+
+def predictor_of(variables):
+    return variables["params"]["roi_heads"]["box_predictor"]
+
+
+@pytest.mark.parametrize("known", [("a", "b", "c"), detectors.numbered(3)])
+def test_the_head_is_kept_for_the_same_classes(known):
+    old, fresh = drawn(SMALL, 3), drawn(SMALL, 3)
+    kept, text = detectors.with_head_for(old, fresh, known=known, wanted=("a", "b", "c"))
+    assert kept is old and text == "The head is kept, for 3 classes."
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_classes_that_both_know_keep_their_part_of_the_head(agnostic):
+    architecture = dataclasses.replace(SMALL, class_agnostic=agnostic)
+    old, fresh = drawn(architecture, 3), drawn(architecture, 4)
+    fresh = jax.tree.map(lambda x: x + 1, fresh)
+    new, text = detectors.with_head_for(
+        old, fresh, known=("a", "b", "c"), wanted=("x", "c", "y", "a")
+    )
+    assert text == "The head is new for 2 of 4 classes."
+    rows = [("old", 0), ("new", 1), ("old", 3), ("new", 3), ("old", 1)]  # Background first.
+    of = {"old": predictor_of(old), "new": predictor_of(fresh)}
+    for array in ("kernel", "bias"):
+        scores = predictor_of(new)["cls_score"][array]
+        want = [of[where]["cls_score"][array][..., row] for where, row in rows]
+        np.testing.assert_array_equal(scores, np.stack(want, axis=-1))
+        boxes = predictor_of(new)["bbox_pred"][array]
+        if agnostic:
+            np.testing.assert_array_equal(boxes, of["old"]["bbox_pred"][array])
+        else:
+            want = [
+                of[where]["bbox_pred"][array][..., 4 * row : 4 * row + 4] for where, row in rows
+            ]
+            np.testing.assert_array_equal(boxes, np.concatenate(want, axis=-1))
+
+
 def test_a_new_head():
     old, fresh = drawn(SMALL, 3), drawn(SMALL, 5)
-    new = detectors.with_new_head(old, jax.tree.map(lambda x: x + 1, fresh))
+    new, text = detectors.with_head_for(
+        old, jax.tree.map(lambda x: x + 1, fresh), known=("a", "b", "c"), wanted=tuple("vwxyz")
+    )
+    assert text == "The head is new for 5 of 5 classes."
     shapes = detectors.variable_shapes(5, SMALL)
     assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, shapes)
     heads = new["params"]["roi_heads"]

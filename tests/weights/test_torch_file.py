@@ -180,3 +180,62 @@ def test_types_that_torch_lacks(tmp_path):
     with pytest.raises(WeightsError, match="a: torch has no tensors of type uint64"):
         torch_file.write(tmp_path / "a.pth", {"a": np.zeros(2, np.uint64)})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_spoiled_bytes_are_an_error_or_harmless(tmp_path, kind):
+    """A few bytes changed anywhere: refused by name of the file, or arrays all the same."""
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(GOLDEN[kind].tobytes())
+        for place in rng.integers(0, len(data), rng.integers(1, 5)):
+            data[place] = rng.integers(0, 256)
+        path = written(tmp_path, "spoiled", bytes(data))
+        try:
+            found = torch_file.read(path)
+            assert all(isinstance(x, np.ndarray) for x in found.values())
+        except WeightsError as fault:
+            refused += 1
+            assert str(fault).startswith(str(path))
+    assert refused > 30
+
+
+def with_pickle(tmp_path, opcodes):
+    data = repacked(lambda name, data: opcodes if name.endswith("data.pkl") else data)
+    return written(tmp_path, "made", data)
+
+
+def nested(depth):
+    """Opcodes of a tuple of two tuples of two tuples ..., each written once."""
+    opcodes = b"K\x01K\x01\x86q\x00"
+    for i in range(depth):
+        opcodes += b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1])
+    return opcodes
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        b"\x80\x02}" + nested(40) + b"K\x01s.",
+        b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        + nested(40)
+        + b"X\x03\x00\x00\x00cpuK\x04tQ.",
+        b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nK\x01"
+        + b"X\x03\x00\x00\x00cpuK\x04tQ.",
+    ],
+    ids=["key of a dictionary", "key of a storage", "a number for a key"],
+)
+def test_small_files_that_would_take_for_ever(tmp_path, opcodes):
+    path = with_pickle(tmp_path, opcodes)
+    with pytest.raises(WeightsError, match=r"more than 10000000 objects|has no name"):
+        torch_file.read(path)
+
+
+def test_attributes_that_a_pickle_sets_are_not_asked(tmp_path):
+    """OrderedDict()._metadata is set so by torch; `items` and `get` could be as well."""
+    opcodes = b"\x80\x02ccollections\nOrderedDict\n)R}(X\x05\x00\x00\x00itemsK\x01"
+    opcodes += b"X\x03\x00\x00\x00getK\x02ub."
+    path = with_pickle(tmp_path, opcodes)
+    with pytest.raises(WeightsError, match="empty"):
+        torch_file.read(path)
