@@ -119,9 +119,10 @@ class Meter:
         print(f"{share:>6}{row[0]:10.1f}{row[1]:8}{row[2]:10.3f}{row[3]:10.3f}", flush=True)
 
     def is_flat(self) -> bool:
-        """Whether the last tenth needs what the second did; the first one fills caches."""
-        _, second, *_, last = self.rows
-        return last[0] < 1.05 * second[0] and last[1] <= second[1] and last[2] <= second[2]
+        """Whether the last tenth needs what the early ones did; the first one fills caches."""
+        _, *early, last = (self.rows[i] for i in (0, 1, 2, 3, 4, -1))
+        fewest = [min(column) for column in zip(*early, strict=True)]
+        return last[0] < 1.05 * fewest[0] and last[1] <= fewest[1] and last[2] <= fewest[2]
 
 
 def train(config: Config, out: pathlib.Path) -> Meter:
@@ -173,6 +174,8 @@ def train(config: Config, out: pathlib.Path) -> Meter:
 
 def main(config: Config) -> None:
     """Trains, measures, prints."""
+    if config.steps < 20:
+        raise ValueError(f"--steps must be 20 or more. Got {config.steps}.")
     print(f"jax {jax.__version__}, {jax.device_count()} {jax.devices()[0].platform}")
     print(f"{'done':>6}{'RSS MB':>10}{'arrays':>8}{'MB':>10}{'step ms':>10}")
     begun = time.perf_counter()

@@ -32,7 +32,7 @@ from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
 from jaxdet.systems import architectures, faster_rcnn
 from jaxdet.systems.architectures import Architecture
 from jaxdet.systems.faster_rcnn import DetectOptions, LossOptions
-from jaxdet.training import fit, logging, parallel, processes, recipes, state
+from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import figures
 from jaxdet.weights import detectors, download
 from jaxdet.weights.description import Description, name_of, to_metadata
@@ -225,7 +225,8 @@ def main(config: Config) -> dict[str, float]:
     if config.weights:
         read = functools.partial(
             detectors.load,
-            config.weights,
+            # A run that is gone on with needs no weights but its own.
+            config.out if checkpoints.exist(config.out) else config.weights,
             norm_epsilon=config.norm_epsilon,
             progress=download.show_progress,
         )
@@ -239,7 +240,8 @@ def main(config: Config) -> dict[str, float]:
         config = dataclasses.replace(config, architecture=architecture, training=rate)
         print(
             f"The weights were made for pictures of {pretrained.description.canvases}; here they "
-            f"have --canvases {config.canvases}. Larger ones find more, and take longer."
+            f"have --canvases {config.canvases}. Larger ones find more, and take longer.\n"
+            f"The learning rate is --fine-tune-rate {config.fine_tune_rate}."
         )
     options, chosen = config.training, config.selection
     log = logging.MetricsLog(config.out)

@@ -20,7 +20,7 @@ class Dropping(nn.Module):
     num_classes: int
 
     def setup(self) -> None:
-        self.conv, self.drop = Conv(8, 7, 4), nn.Dropout(0.5)
+        self.conv, self.drop = Conv(8, 7, 4), nn.Dropout(0.2)
         self.hidden, self.fc = nn.Dense(32), nn.Dense(self.num_classes)
 
     def __call__(self, x: Any, sizes: Any, *, train: bool) -> Any:

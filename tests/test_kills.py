@@ -46,10 +46,14 @@ def left_behind(out):
     """All of a run that is no clock's."""
     found = {}
     for series in ("last", "best"):
-        variables, metadata = checkpoints.load_variables(out / "checkpoints" / series)
-        arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(variables)]
+        manager, step = checkpoints._locate(out / "checkpoints" / series)
+        items = checkpoints._read(manager, step, ("variables", "training", "metadata"))
+        manager.close()
+        metadata = items.pop("metadata")
+        arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(items)]
         metadata["config"] = metadata["config"] | {"out": "", "selection": ""}
-        found[series] = (arrays, metadata)
+        notes = out / "checkpoints" / series / str(step) / checkpoints.NOTES
+        found[series] = (arrays, metadata, notes.read_text() if notes.exists() else None)
     found["rows"] = [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(out)]
     found["metrics"] = json.loads((out / "results.json").read_text())["metrics"]
     found["detections"] = (out / "detections.json").read_bytes()

@@ -6,7 +6,6 @@ b k  images in a batch, classes; there is no background, so label l is column l 
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,6 +21,7 @@ from jaxdet.losses import classification
 from jaxdet.losses.classification import Term
 from jaxdet.metrics import localization
 from jaxdet.structures import Batch, Detections, Images
+from jaxdet.training import state
 from jaxdet.training.steps import Aux
 
 Maps = tuple[Float[Array, "b _ _ _"], ...]
@@ -115,7 +115,7 @@ def loss(
     trainable = functools.partial(is_trainable, last_layer=model.last_layer, options=options)
     logits, stats = run(
         model,
-        held(variables, trainable),
+        state.held(variables, trainable),
         batch.images,
         keys=batch.keys,
         train=train and not options.head_only,
@@ -232,19 +232,3 @@ def is_trainable(path: str, *, last_layer: tuple[str, ...], options: LossOptions
       options: What is minimized.
     """
     return not options.head_only or path.startswith("/".join(("network", *last_layer, "")))
-
-
-def held(variables: Any, trainable: Callable[[str], bool]) -> Any:
-    """Returns variables through whose other parameters no gradient goes.
-
-    Args:
-      variables: Of any model.
-      trainable: Says by a parameter's path whether it is trained.
-    """
-
-    def hold(path: Any, x: Array) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return x if trainable(name) else jax.lax.stop_gradient(x)
-
-    params = jax.tree_util.tree_map_with_path(hold, variables["params"])
-    return {**variables, "params": params}

@@ -44,6 +44,7 @@ from jaxdet.systems import classifier
 from jaxdet.systems.classifier import DetectOptions, Maps
 from jaxdet.targets import assignment
 from jaxdet.targets.assignment import Assignment
+from jaxdet.training import state
 from jaxdet.training.steps import Aux
 
 # 1 / the spread of the codes over pictures of one object, in round numbers: a squared error is then
@@ -222,7 +223,7 @@ def loss(
     """
     outputs, stats = classifier.run(
         model,
-        classifier.held(variables, functools.partial(is_trainable, options=options)),
+        state.held(variables, functools.partial(is_trainable, options=options)),
         batch.images,
         keys=batch.keys,
         train=train and options.train_classifier,

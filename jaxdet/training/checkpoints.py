@@ -215,6 +215,16 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, Any]:
     return items["metadata"]
 
 
+def exist(path: str | pathlib.Path) -> bool:
+    """Whether a run, or whatever else `load_variables` takes, has a checkpoint."""
+    try:
+        manager, _ = _locate(path)
+    except ValueError:
+        return False
+    manager.close()
+    return True
+
+
 def _manager(directory: pathlib.Path, *, keep: int | None = None) -> ocp.CheckpointManager:
     """Opens a series: to write if `keep` is given, otherwise leaving the disk as it is."""
     writes = keep is not None

@@ -27,6 +27,7 @@ from jaxdet.training import (
     state,
     steps,
 )
+from jaxdet.training.journal import DIVERGED
 from jaxdet.training.logging import MetricsLog
 from jaxdet.training.processes import Processes
 from jaxdet.training.signals import GRACE
@@ -131,6 +132,12 @@ class Options:
             ("checkpoint_every", self.checkpoint_every > 0),
             ("log_every", self.log_every > 0),
             ("profile_steps", span is None or 1 < span[0] <= span[1]),
+            ("weight_decay", self.weight_decay >= 0),
+            ("layer_decay", 0 < self.layer_decay <= 1),
+            *(
+                (name, getattr(self, name) is None or getattr(self, name) > 0)
+                for name in ("patience", "minutes", "steps_now", "explosion", "grace")
+            ),
         ):
             if not within:
                 raise ValueError(f"{name} is out of its range. Got {getattr(self, name)}")
@@ -163,6 +170,16 @@ def make_optimizer(
         "lars": optimizers.lars,
         "lamb": optimizers.lamb,
     }[options.optimizer]
+    return optimizer(
+        schedule,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm,
+        rate=_rate(options, trainable),
+    )
+
+
+def _rate(options: Options, trainable: Callable[[str], bool] | None) -> Callable[[str], float]:
+    """By a parameter's path, its share of the learning rate."""
     if options.layer_decay != 1 and not options.layers:
         raise ValueError(f"layer_decay needs layers. Got {options.layer_decay} and no layers")
     share = optimizers.rate_by_patterns(
@@ -172,12 +189,16 @@ def make_optimizer(
             *optimizers.layer_decay(options.layers, options.layer_decay),
         ]
     )
-    return optimizer(
-        schedule,
-        weight_decay=options.weight_decay,
-        clip_norm=options.clip_norm,
-        rate=lambda path: share(path) if trainable is None or trainable(path) else 0.0,
-    )
+    return lambda path: share(path) if trainable is None or trainable(path) else 0.0
+
+
+def _held_loss(loss_fn: LossFn, trainable: Callable[[str], bool]) -> LossFn:
+    """The same loss, of which the gradients of all other parameters are not computed."""
+
+    def loss(variables: dict[str, PyTree], batch: Batch, *, train: bool) -> Any:
+        return loss_fn(state.held(variables, trainable), batch, train=train)
+
+    return loss
 
 
 def fit(
@@ -230,7 +251,8 @@ def fit(
     patterns = [*options.freeze, *(pattern for pattern, _ in options.rates)]
     if options.layer_decay != 1:
         patterns += options.layers
-    tx = make_optimizer(options, trainable=trainable)
+    rate, tx = _rate(options, trainable), make_optimizer(options, trainable=trainable)
+    loss_fn = _held_loss(loss_fn, lambda path: rate(path) > 0)
     optimizers.check_patterns(patterns, variables["params"])
     variables = processes.on_first(lambda: jax.device_get(variables))
     first = parallel.replicate(
@@ -252,12 +274,22 @@ def fit(
             {"classes": m.get("classes")} | m["config"]
             for m in (saved.last_metadata(), json.loads(json.dumps(dict(metadata))))
         )
-        recipes.check_same_run(begun, now, free=(*FREE, *free), where=out)
+        # Nothing was picked by a name until there is a best checkpoint.
+        picks = ("best_metric", "lower_is_better") if saved.best_step() is None else ()
+        recipes.check_same_run(begun, now, free=(*FREE, *free, *picks), where=out)
         print(f"{out}: going on from step {saved.last_step()} of {options.steps}.", flush=True)
-    if options.replay and saved.last_step() == options.steps:
-        print(f"{out}: has not diverged.", flush=True)
-        return True  # A later stage may have.
+
+    def lost_patience() -> bool:
+        misses = saved.last_metadata().get("misses", 0)
+        return options.patience is not None and misses >= options.patience
+
     if options.replay:
+        last, diverged = saved.last_step(), processes.on_first(lambda: (out / DIVERGED).is_file())
+        if last is not None and not diverged and (last == options.steps or lost_patience()):
+            print(f"{out}: has not diverged.", flush=True)
+            if before is None:
+                raise SystemExit(0)
+            return True  # A later stage may have.
         gradients = functools.partial(
             steps.gradients, loss_fn=loss_fn, n_parts=options.n_parts, axis_name=parallel.AXIS
         )
@@ -305,8 +337,7 @@ def fit(
             checkpoint_every=options.checkpoint_every,
             log_every=options.log_every,
         )
-    misses = saved.last_metadata().get("misses", 0)
-    no_patience = options.patience is not None and misses >= options.patience
+    no_patience = lost_patience()
     if (done := int(end.step)) < options.steps:
         by = "--patience" if no_patience else "--minutes or --steps-now; it can be gone on with"
         print(f"{out}: ended at step {done} of {options.steps} by {by}.", flush=True)

@@ -203,10 +203,7 @@ class _Judge:
         if not self._evaluation or name is None:
             return state
         if name not in metrics:
-            raise ValueError(
-                f"best_metric must be one of {sorted(metrics)}. Got {name!r}. "
-                "A run begun with it cannot go on under another: give another --out"
-            )
+            raise ValueError(f"best_metric must be one of {sorted(metrics)}. Got {name!r}")
         score = np.float32(-metrics[name] if self._evaluation.lower_is_better else metrics[name])
         if not score > float(state.best):
             # One that only a budget brought about does not wear patience out.
@@ -238,6 +235,8 @@ def _resume(
 
 
 def _check(evaluation: Evaluation | None, limits: Limits, **intervals: int) -> None:
+    if evaluation and evaluation.patience is not None and evaluation.best_metric is None:
+        raise ValueError("patience needs a best_metric, which says what is better.")
     of_evaluation = {} if evaluation is None else evaluation._asdict()
     given = intervals | limits._asdict() | {k: of_evaluation.get(k) for k in ("every", "patience")}
     for name, value in given.items():

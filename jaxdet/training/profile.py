@@ -76,7 +76,8 @@ def traced(
     Args:
       step: Compiled.
       first: The first call that is traced; above 1, since the first one compiles.
-      last: The last call that is traced, unless the `with` block ends before it.
+      last: The last call that is traced, unless the `with` block ends before it. After an error in
+        it the trace stays, for `read`; there may be no time for the table.
       folder: For the trace.
       parts: As in `read`.
 
@@ -88,18 +89,15 @@ def traced(
     """
     if not 1 < first <= last:
         raise ValueError(f"first must be above 1, and last not below it. Got {first} and {last}")
-    calls, is_tracing, out = 0, False, None
+    calls, is_tracing, is_well, out = 0, False, False, None
 
-    def stop() -> None:
+    def stop(*, shown: bool) -> None:
         nonlocal is_tracing
         is_tracing = False
         jax.block_until_ready(out)
         jax.profiler.stop_trace()
-        try:
-            shown = as_table(read(folder, parts=parts))
-        except Exception as fault:  # Neither ends a run nor hides what ended it.
-            shown = f"The trace in {folder} cannot be read: {fault!r}"
-        tqdm.tqdm.write(shown)  # Beside a progress bar.
+        if shown:
+            tqdm.tqdm.write(_readable(folder, parts))  # Beside a progress bar.
 
     def run(state: Any, batch: Any) -> Any:
         nonlocal calls, is_tracing, out
@@ -112,16 +110,24 @@ def traced(
             is_tracing = True
         out = step(state, batch)
         if calls == last:
-            stop()
+            stop(shown=True)
         return out
 
     try:
         yield run
+        is_well = True
     finally:
         if is_tracing:
-            stop()
+            stop(shown=is_well)
     if calls < first:
         tqdm.tqdm.write(f"Nothing was traced: there were {calls} calls, not {first}.")
+
+
+def _readable(folder: str | pathlib.Path, parts: Sequence[str]) -> str:
+    try:
+        return as_table(read(folder, parts=parts))
+    except Exception as fault:  # Neither ends a run nor hides what ended it.
+        return f"The trace in {folder} cannot be read: {fault!r}"
 
 
 def read(folder: str | pathlib.Path, *, parts: Sequence[str] = PARTS) -> Profile:

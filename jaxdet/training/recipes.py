@@ -112,6 +112,7 @@ def run_experiment(
         compilation.keep(config.training.compilation_cache)
         compilation.look_for_garbage_rarely()
         with processes.together(config.training.processes, out=config.out) as out, _explained():
+            _check_same_flags(config)
             result = main(dataclasses.replace(config, out=out))
             print(f"Written to {out}", flush=True)
             return result
@@ -135,6 +136,18 @@ class ConfigError(ValueError):
     """A run cannot go on with the configuration given."""
 
 
+def _check_same_flags(config: Any) -> None:
+    """Processes with other numbers would train something that no single one would."""
+    own = tuple(field.name for field in dataclasses.fields(processes.Processes))
+    first, *others = processes.gather(as_json(config))
+    for index, other in enumerate(others, start=1):
+        if changed := _differences(first, other, free=("out", *own)):
+            raise ConfigError(
+                f"Process {index} was started with other flags than the first:\n"
+                + "\n".join(changed)
+            )
+
+
 def check_same_run(
     saved: Mapping[str, Any], now: Mapping[str, Any], *, free: Sequence[str], where: Any
 ) -> None:
@@ -149,18 +162,23 @@ def check_same_run(
     Raises:
       ConfigError: Names every entry that differs, with both values.
     """
-    before, after = _flat(saved), _flat(now)
-    changed = [
-        f"  {name}: {before.get(name)!r} -> {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and name.rpartition(".")[2] not in free
-    ]
-    if changed:
+    if changed := _differences(saved, now, free=free):
         raise ConfigError(
             f"{where} holds a run that was begun differently:\n"
             + "\n".join(changed)
             + "\nGive the same flags to go on with it, or another --out."
         )
+
+
+def _differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, free: Sequence[str]
+) -> list[str]:
+    before, after = _flat(before), _flat(after)
+    return [
+        f"  {name}: {before.get(name)!r} -> {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and name.rpartition(".")[2] not in free
+    ]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Everything a training run is: one record, the same on every device and in every checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -150,3 +150,18 @@ def _copy(tree: PyTree) -> PyTree:
 
 def _key_data(key: Key[Array, ""] | UInt32[Array, " _"]) -> UInt32[Array, " _"]:
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+
+
+def held(variables: Mapping[str, PyTree], trainable: Callable[[str], bool]) -> dict[str, PyTree]:
+    """Returns variables through whose other parameters no gradient goes, nor is one computed.
+
+    Args:
+      variables: Of any model.
+      trainable: Says by a parameter's path whether it is trained.
+    """
+
+    def hold(path: Any, x: jax.Array) -> jax.Array:
+        return x if trainable(path_name(path)) else jax.lax.stop_gradient(x)
+
+    params = jax.tree_util.tree_map_with_path(hold, variables["params"])
+    return {**variables, "params": params}

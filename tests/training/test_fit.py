@@ -6,6 +6,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 import toy_regression as toy
 
@@ -161,6 +162,46 @@ def test_patterns_freeze_and_slow_down(tmp_path):
             run(tmp_path / "b", dataclasses.replace(OPTIONS, **changes))
 
 
+def test_gradients_of_frozen_parameters_are_not_computed(tmp_path):
+    """Nor are they part of the norm that is logged and watched."""
+    run(tmp_path, dataclasses.replace(OPTIONS, freeze=("^Dense_0/", "^BatchNorm_0/")))
+    first = state.init_state(
+        jax.random.key(0), toy.first_variables(), fit.make_optimizer(OPTIONS), ema=False
+    )
+    loss = functools.partial(toy.loss, toy.Toy())
+    grads, _, _ = steps.gradients(first, toy.batch(0), loss_fn=loss)
+    want = optax.tree.norm(grads["Dense_1"])
+    assert want < 0.9 * optax.tree.norm(grads)
+    got = next(row["grad_norm"] for row in logging.read_rows(tmp_path) if row["step"] == 1)
+    assert got == pytest.approx(float(want), rel=1e-5)
+
+    def cost(loss_fn):
+        step = functools.partial(steps.gradients, loss_fn=loss_fn)
+        return jax.jit(step).lower(first, toy.batch(0)).compile().cost_analysis()["flops"]
+
+    assert cost(fit._held_loss(loss, lambda path: path.startswith("Dense_1"))) < 0.9 * cost(loss)
+
+
+def test_a_metric_that_there_is_not_can_be_corrected(tmp_path):
+    with pytest.raises(ValueError, match=r"best_metric must be one of \['at', 'size'\]. Got 'AP'"):
+        run(tmp_path, dataclasses.replace(OPTIONS, best_metric="AP"))
+    run(tmp_path, dataclasses.replace(OPTIONS, best_metric="size"))
+
+
+def test_a_run_that_patience_ended_has_not_diverged(tmp_path, capsys):
+    """A stage built on it is looked at; without stages that is all there is to say."""
+    options = dataclasses.replace(OPTIONS, steps=20, patience=1)
+    falling = {"evaluate": lambda variables, step: {"size": -float(step)}, "before": 0}
+    run(tmp_path, options, **falling)
+    assert logging.read_rows(tmp_path)[-1]["step"] < 20
+    run(tmp_path, dataclasses.replace(options, replay=True), **falling)
+    assert "has not diverged" in capsys.readouterr().out
+    run(tmp_path / "alone")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "alone", dataclasses.replace(OPTIONS, replay=True))
+    assert "has not diverged" in capsys.readouterr().out
+
+
 def test_evaluates_with_and_without_the_average(tmp_path):
     calls = []
 
@@ -289,6 +330,14 @@ def test_validation_losses_are_means_over_all_batches():
         ({"learning_rate": -1.0}, r"learning_rate is out of its range. Got -1\.0"),
         ({"ema_decay": 2.0}, r"ema_decay is out of its range. Got 2\.0"),
         ({"evaluate_every": 0}, "evaluate_every is out of its range. Got 0"),
+        ({"minutes": -1.0}, r"minutes is out of its range. Got -1\.0"),
+        ({"steps_now": 0}, "steps_now is out of its range. Got 0"),
+        ({"patience": 0}, "patience is out of its range. Got 0"),
+        ({"explosion": -1.0}, r"explosion is out of its range. Got -1\.0"),
+        ({"grace": 0.0}, r"grace is out of its range. Got 0\.0"),
+        ({"weight_decay": -1.0}, r"weight_decay is out of its range. Got -1\.0"),
+        ({"layer_decay": 0.0, "layers": ("a",)}, r"layer_decay is out of its range. Got 0\.0"),
+        ({"layer_decay": 3.0, "layers": ("a",)}, r"layer_decay is out of its range. Got 3\.0"),
         ({}, "box_steps must be above warmup_steps. Got 1 and 1"),
     ],
 )

@@ -144,22 +144,32 @@ def test_a_block_that_ends_early(tmp_path, capsys, n_calls, says):
             weights, _ = run(weights, jnp.ones((900, 300)))
 
 
+def test_after_an_error_the_trace_stays_unread(tmp_path, capsys):
+    """Whoever stops a process does not wait for the table."""
+    weights = jnp.eye(300)
+    with (
+        pytest.raises(RuntimeError, match="the run's own"),
+        profile.traced(step, first=2, last=9, folder=tmp_path) as run,
+    ):
+        for _ in range(4):
+            weights, _ = run(weights, jnp.ones((900, 300)))
+        raise RuntimeError("the run's own")
+    assert "forward" not in capsys.readouterr().out
+    assert profile.read(tmp_path).n_steps == 3
+
+
 @pytest.mark.parametrize("n_calls", [2, 4])
 def test_a_trace_that_cannot_be_read_ends_nothing(tmp_path, capsys, monkeypatch, n_calls):
-    """After the last call, and where another error ends the block."""
+    """After the last call, and where the block ends before it."""
 
     def unreadable(folder, *, parts):
         raise KeyError(4)
 
     monkeypatch.setattr(profile, "read", unreadable)
     weights = jnp.eye(300)
-    with (
-        pytest.raises(RuntimeError, match="the run's own"),
-        profile.traced(step, first=2, last=3, folder=tmp_path) as run,
-    ):
+    with profile.traced(step, first=2, last=3, folder=tmp_path) as run:
         for _ in range(n_calls):
             weights, _ = run(weights, jnp.ones((900, 300)))
-        raise RuntimeError("the run's own")
     assert f"The trace in {tmp_path} cannot be read: KeyError(4)" in capsys.readouterr().out
 
 

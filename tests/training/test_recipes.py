@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from jaxdet.training import fit, loop, recipes
+from jaxdet.training import fit, loop, processes, recipes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,27 @@ class Config:
     @property
     def training(self):
         return fit.Options()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    training: fit.Options = fit.Options()
+    out: pathlib.Path = pathlib.Path("runs/x")
+
+
+def test_processes_with_other_flags_are_refused(monkeypatch):
+    second = Trained(fit.Options(learning_rate=0.5, processes=processes.Processes("a:1", 2, 1)))
+    second = dataclasses.replace(second, out=pathlib.Path("elsewhere"))
+    others = [recipes.as_json(second)]
+    monkeypatch.setattr(processes, "gather", lambda own: [own, *others])
+    with pytest.raises(recipes.ConfigError) as error:
+        recipes._check_same_flags(Trained())
+    assert str(error.value).splitlines() == [
+        "Process 1 was started with other flags than the first:",
+        "  training.learning_rate: 0.02 -> 0.5",
+    ]
+    others = [recipes.as_json(dataclasses.replace(second, training=fit.Options()))]
+    recipes._check_same_flags(Trained())
 
 
 CONFIGS = {"long": ("Overnight.", Config(steps=1000, rate=0.5)), "smoke": ("Seconds.", Config())}
