@@ -27,6 +27,7 @@ from jaxdet.training.logging import write_atomically
 from jaxdet.training.state import PyTree, TrainState
 
 NOTES = "notes.json"
+ONCE_THERE_IS_ROOM = "The same command goes on from there once there is room."
 _TRIES = 20
 _PREDICTS = ("params", "batch_stats", "frozen", "ema")
 
@@ -73,6 +74,15 @@ class Checkpoints:
         """The step of the best checkpoint; None before the first."""
         return processes.on_first(lambda: self._best.latest_step())
 
+    def last_good(self) -> str:
+        """Where a run goes on from after an error, for its message; for the first process alone."""
+        # Orbax remembers what may be gone by now.
+        steps = sorted(self._last.all_steps(), reverse=True)
+        paths = [self.directory / "last" / str(step) for step in steps]
+        there = [str(path) for path in paths if path.is_dir()]
+        gone = f"there is none, {paths[0]} is gone" if paths else "there is none"
+        return there[0] if there else gone
+
     def save_last(self, state: TrainState, *, notes: Mapping[str, Any] | None = None) -> None:
         """Saves where the run is, in place of an earlier save of this step; waits for the disk.
 
@@ -92,7 +102,7 @@ class Checkpoints:
 
         def write() -> None:
             path = self.directory / "last" / str(step) / NOTES
-            with _explained(self._last, step):
+            with self._explained(self._last, step):
                 write_atomically(path, json.dumps(dict(notes)) + "\n")
 
         processes.on_first(write)
@@ -169,11 +179,29 @@ class Checkpoints:
             training=ocp.args.StandardSave(states.by_path(fields)),
             metadata=ocp.args.JsonSave(json.loads(json.dumps(metadata, default=str))),
         )
-        with _explained(manager, step):
+        with self._explained(manager, step):
             if step in manager.all_steps():
                 manager.delete(step)
             manager.save(step, args=args)
             manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explained(self, manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]:
+        """Says what there still is where the disk is full or taken away."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # Orbax has a ValueError for both.
+            series = pathlib.Path(manager.directory)
+            for _ in range(_TRIES):  # A full disk needs the room; threads may still be writing.
+                if not (parts := list(series.glob(f"{step}.*tmp*"))):
+                    break
+                for part in parts:
+                    shutil.rmtree(part, ignore_errors=True)
+                time.sleep(0.1)
+            raise CheckpointError(
+                f"Step {step} could not be saved in {series}: {error}. "
+                f"Last good checkpoint: {self.last_good()}. {ONCE_THERE_IS_ROOM}"
+            ) from error
 
 
 def load_variables(path: str | pathlib.Path) -> tuple[dict[str, PyTree], dict[str, Any]]:
@@ -241,27 +269,6 @@ def _manager(directory: pathlib.Path, *, keep: int | None = None) -> ocp.Checkpo
         multiprocessing_options=ocp.options.MultiprocessingOptions(this, active_processes={this}),
     )
     return ocp.CheckpointManager(directory, options=options)
-
-
-@contextlib.contextmanager
-def _explained(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]:
-    """Says what there still is where the disk is full or taken away."""
-    try:
-        yield
-    except (OSError, ValueError) as error:  # Orbax has a ValueError for both.
-        series = pathlib.Path(manager.directory)
-        for _ in range(_TRIES):  # A full disk needs the room; threads may still be writing.
-            if not (parts := list(series.glob(f"{step}.*tmp*"))):
-                break
-            for part in parts:
-                shutil.rmtree(part, ignore_errors=True)
-            time.sleep(0.1)
-        good = manager.latest_step()
-        last = "there is none" if good is None else series / str(good)
-        raise CheckpointError(
-            f"Step {step} could not be saved in {series}: {error}. Last good checkpoint: {last}. "
-            "The same command goes on from there once there is room."
-        ) from error
 
 
 def _locate(path: str | pathlib.Path) -> tuple[ocp.CheckpointManager, int]:

@@ -21,8 +21,8 @@ import tqdm
 
 from jaxdet.structures import Batch
 from jaxdet.training import logging, processes
-from jaxdet.training.checkpoints import Checkpoints
-from jaxdet.training.logging import MetricsLog, write_atomically
+from jaxdet.training.checkpoints import ONCE_THERE_IS_ROOM, Checkpoints
+from jaxdet.training.logging import MetricsLog, WriteError, write_atomically
 from jaxdet.training.state import TrainState
 
 DIVERGED = "diverged.json"
@@ -84,6 +84,9 @@ class Journal:
 
         Args:
           start: Updates made so far.
+
+        Raises:
+          WriteError: Where the log cannot be written; it names the last good checkpoint.
         """
         if self._log is not None:
             self._before = logging.seconds(self._log.directory)
@@ -95,7 +98,15 @@ class Journal:
             unit="step",
         )
         with self._bar:
-            yield
+            try:
+                yield
+            except WriteError as error:
+                if self._checkpoints is None or not processes.is_first():
+                    raise
+                raise WriteError(
+                    f"{error}. Last good checkpoint: {self._checkpoints.last_good()}. "
+                    f"{ONCE_THERE_IS_ROOM}"
+                ) from error
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -213,8 +224,8 @@ class Journal:
     ) -> None:
         last = None if self._checkpoints is None else self._checkpoints.last_step()
         where = "there is none"
-        if last is not None and self._checkpoints is not None:
-            where = str(self._checkpoints.directory / "last" / str(last))
+        if self._checkpoints is not None:
+            where = processes.on_first(self._checkpoints.last_good)
         shown = ", ".join(f"{name} = {value}" for name, value in values.items())
         records = None if read is None else all_records(*read)
         if self._log is not None:

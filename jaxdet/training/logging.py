@@ -1,21 +1,31 @@
 """What a run writes down: rows of numbers, pictures, and its results."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import platform
+import socket
+import struct
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
-import tensorboardX
 from jaxtyping import UInt8
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
 
 ROWS = "metrics.jsonl"
+_Messages: Any = event_pb2  # Type checkers do not know its names.
+
+
+class WriteError(OSError):
+    """A file could not be written; the message names it, as the system's does not."""
 
 
 class MetricsLog:
@@ -26,11 +36,15 @@ class MetricsLog:
 
         Args:
           directory: Of this run; rows lie in it, TensorBoard's files in `tensorboard/`.
+
+        Raises:
+          WriteError: Here and below, where there is no room, for example.
         """
         self.directory = pathlib.Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._rows = (self.directory / ROWS).open("a", encoding="utf-8")
-        self._board = self._open_board(None)
+        with _named(self.directory / ROWS):
+            self._rows = (self.directory / ROWS).open("a", encoding="utf-8")
+        self._board = self._open_board()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds one row, on disk when this returns.
@@ -41,11 +55,12 @@ class MetricsLog:
             does not occur, becomes null.
         """
         numbers = _plain(values)
-        self._rows.write(json.dumps({"step": step} | numbers) + "\n")
-        self._rows.flush()
+        with _named(self.directory / ROWS):
+            self._rows.write(json.dumps({"step": step} | numbers) + "\n")
+            self._rows.flush()
         for name, value in numbers.items():
             if value is not None:
-                self._board.add_scalar(name, value, step)
+                _add_event(self._board, step=step, summary=summary.scalar(name, value))
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
         """Adds one picture for TensorBoard.
@@ -55,7 +70,8 @@ class MetricsLog:
           name: What it shows.
           pixels: RGB, 0 to 255.
         """
-        self._board.add_image(name, pixels, step, dataformats="HWC")
+        picture = summary.image(name, pixels, dataformats="HWC")
+        _add_event(self._board, step=step, summary=picture)
 
     def truncate(self, step: int, *, evaluated: bool = True) -> None:
         """Forgets rows beyond a step, and a last row that was cut while being written.
@@ -71,22 +87,31 @@ class MetricsLog:
             return row["step"] <= step
 
         kept = [row for row in read_rows(self.directory) if stays(row)]
-        self._rows.close()
+        self.close()
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_atomically(self.directory / ROWS, text)
-        self._rows = (self.directory / ROWS).open("a", encoding="utf-8")
-        self._board.close()
-        self._board = self._open_board(step + 1)
+        with _named(self.directory / ROWS):
+            self._rows = (self.directory / ROWS).open("a", encoding="utf-8")
+        self._board = self._open_board()
+        begun = _Messages.SessionLog(status=_Messages.SessionLog.START)
+        # TensorBoard then forgets what lies behind it in earlier files.
+        _add_event(self._board, step=step + 1, session_log=begun)
 
     def close(self) -> None:
-        """Writes what is pending."""
-        self._rows.close()
-        self._board.close()
+        """Lets go of the files."""
+        with _named(self.directory / ROWS):
+            self._rows.close()
+        with _named(pathlib.Path(self._board.name)):
+            self._board.close()
 
-    def _open_board(self, purge_step: int | None) -> tensorboardX.SummaryWriter:
-        return tensorboardX.SummaryWriter(
-            str(self.directory / "tensorboard"), purge_step=purge_step
-        )
+    def _open_board(self) -> BinaryIO:
+        folder = self.directory / "tensorboard"
+        path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        with _named(path):
+            folder.mkdir(exist_ok=True)
+            board = path.open("ab")
+        _add_event(board, file_version="brain.Event:2")
+        return board
 
 
 def read_rows(directory: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -153,15 +178,39 @@ def write_atomically(path: str | pathlib.Path, text: str) -> None:
     Args:
       path: Of the file; its directory is made.
       text: All of it.
+
+    Raises:
+      WriteError: Where there is no room, for example; the old file stays.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{path} could not be written: {error}") from error
+
+
+def _add_event(board: BinaryIO, **fields: Any) -> None:
+    """Adds a record of TensorBoard's (a TFRecord), for others to read when this returns.
+
+    tensorboardX itself writes in a thread: on a full disk it is gone, and the run waits for good.
+    """
+    event = _Messages.Event(wall_time=time.time(), **fields).SerializeToString()
+    with _named(pathlib.Path(board.name)):
+        for part in (struct.pack("<Q", len(event)), event):
+            board.write(part + struct.pack("<I", masked_crc32c(part)))
+        board.flush()
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, float | None]:

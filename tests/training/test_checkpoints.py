@@ -106,13 +106,23 @@ def test_a_folder_that_is_taken_away(saved, tmp_path):
     series = tmp_path / "run/checkpoints/last"
     series.rename(tmp_path / "elsewhere")
     series.write_text("Something else has its name.")
-    with pytest.raises(checkpoints.CheckpointError, match="Step 4 could not be saved"):
+    told = rf"Step 4 could not be saved.* Last good checkpoint: there is none, {series}/2 is gone\."
+    with pytest.raises(checkpoints.CheckpointError, match=told):
         saved.save_last(at(4))
     series.unlink()
     (tmp_path / "elsewhere").rename(series)
     assert saved.last_step() == 2 and int(saved.restore(at(0)).step) == 2
     saved.save_last(at(4))
     assert saved.last_step() == 4
+
+
+def test_the_last_good_checkpoint_is_one_that_is_there(saved, tmp_path):
+    assert saved.last_good() == "there is none"
+    for step in (2, 4):
+        saved.save_last(at(step))
+    assert saved.last_good() == f"{tmp_path}/run/checkpoints/last/4"
+    (tmp_path / "run/checkpoints/last/4").rename(tmp_path / "4")
+    assert saved.last_good() == f"{tmp_path}/run/checkpoints/last/2"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """Rows, pictures and results on disk."""
 
 import json
+import struct
+import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
 
 from jaxdet.training import logging
 
@@ -55,6 +59,61 @@ def test_tensorboard_gets_numbers_and_pictures(log, tmp_path):
     assert b"scene" in written and b"PNG" in written
 
 
+def events(path):
+    """Reads TFRecords: the length of one and its checksum, the record and its checksum."""
+    rest = path.read_bytes()
+    while rest:
+        (length,) = struct.unpack("<Q", rest[:8])
+        record = rest[12 : 12 + length]
+        sums = rest[8:12] + rest[12 + length : 16 + length]
+        assert struct.unpack("<II", sums) == (masked_crc32c(rest[:8]), masked_crc32c(record))
+        yield event_pb2.Event.FromString(record)
+        rest = rest[16 + length :]
+
+
+def test_tensorboard_forgets_what_is_computed_again(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1e9)  # Two files of one second would be one.
+    log.write(3, {"a": 1.0})
+    log.truncate(2)
+    log.write(3, {"a": 2.0, "b": 3.0})
+    (first,) = (tmp_path / "tensorboard").glob(f"*{int(1e9)}*")
+    version, begun, a, b = events(first)
+    assert version.file_version == "brain.Event:2" and version.wall_time == 1e9
+    assert (begun.step, begun.session_log.status) == (3, event_pb2.SessionLog.START)
+    values = [(x.step, x.summary.value[0].tag, x.summary.value[0].simple_value) for x in (a, b)]
+    assert values == [(3, "a", 2.0), (3, "b", 3.0)]
+
+
+FULL_DISK = """
+import resource, sys
+from jaxdet.training import logging
+log = logging.MetricsLog(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    for step in range(1000):
+        log.write(step, {"loss": float(sys.argv[2])})
+except logging.WriteError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [("0.5", "tensorboard/events"), ("nan", "metrics.jsonl")], ids=str
+)
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, value, name):
+    """Not a wait without end; TensorBoard gets no NaN, so only rows grow with it."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path, value],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert f"{tmp_path}/{name}" in done.stdout and done.stderr == ""
+    assert "could not be written: [Errno 27] File too large" in done.stdout
+    assert logging.read_rows(tmp_path)[-1]["step"] > 10
+
+
 def test_results_say_how_to_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "smoke"])
     path = tmp_path / "new" / "results.json"
@@ -80,7 +139,7 @@ def test_an_unfinished_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(logging.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(logging.WriteError, match=r"results\.json could not be .*No space"):
         logging.write_atomically(path, "new")
     assert path.read_text() == "old"
 

@@ -337,6 +337,25 @@ def test_one_compilation_for_a_run_and_its_resume(tmp_path):
     train(tmp_path, step=step)
 
 
+def test_a_log_without_room_says_where_the_run_goes_on(whole, tmp_path, monkeypatch):
+    write = logging.MetricsLog.write
+
+    def full(self, step, values):
+        if step == 5:
+            raise logging.WriteError("metrics.jsonl could not be written")
+        write(self, step, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logging.MetricsLog, "write", full)
+        last = rf"{tmp_path}/checkpoints/last/4"
+        told = rf"metrics\.jsonl could not be written\. Last good checkpoint: {last}\. The same"
+        with pytest.raises(logging.WriteError, match=told):
+            train(tmp_path)
+    directory, want = whole
+    assert toy.to_bytes(train(tmp_path)) == want
+    assert numbers(tmp_path) == numbers(directory)
+
+
 def test_misuse(tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint_every must be above 0\. Got 0"):
         train(tmp_path, checkpoint_every=0)
