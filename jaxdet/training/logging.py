@@ -7,20 +7,19 @@ import math
 import os
 import pathlib
 import platform
-import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import masked_crc32c
 
 ROWS = "metrics.jsonl"
+BOARD = "tensorboard"
 _Messages: Any = event_pb2  # Type checkers do not know its names.
 
 
@@ -58,9 +57,13 @@ class MetricsLog:
         with _named(self.directory / ROWS):
             self._rows.write(json.dumps({"step": step} | numbers) + "\n")
             self._rows.flush()
-        for name, value in numbers.items():
-            if value is not None:
-                _add_event(self._board, step=step, summary=summary.scalar(name, value))
+        self._add_events(
+            *(
+                {"step": step, "summary": summary.scalar(name, value)}
+                for name, value in numbers.items()
+                if value is not None
+            )
+        )
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
         """Adds one picture for TensorBoard.
@@ -71,7 +74,7 @@ class MetricsLog:
           pixels: RGB, 0 to 255.
         """
         picture = summary.image(name, pixels, dataformats="HWC")
-        _add_event(self._board, step=step, summary=picture)
+        self._add_events({"step": step, "summary": picture})
 
     def truncate(self, step: int, *, evaluated: bool = True) -> None:
         """Forgets rows beyond a step, and a last row that was cut while being written.
@@ -95,23 +98,29 @@ class MetricsLog:
         self._board = self._open_board()
         begun = _Messages.SessionLog(status=_Messages.SessionLog.START)
         # TensorBoard then forgets what lies behind it in earlier files.
-        _add_event(self._board, step=step + 1, session_log=begun)
+        self._add_events({"step": step + 1, "session_log": begun})
 
     def close(self) -> None:
-        """Lets go of the files."""
-        with _named(self.directory / ROWS):
-            self._rows.close()
-        with _named(pathlib.Path(self._board.name)):
-            self._board.close()
+        """Lets go of the files; may be called again."""
+        if not self._rows.closed:
+            with _named(self.directory / ROWS):
+                self._rows.close()
+            with _named(self.directory / BOARD):
+                self._board.close()
 
-    def _open_board(self) -> BinaryIO:
-        folder = self.directory / "tensorboard"
-        path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
-        with _named(path):
+    def _open_board(self) -> EventsWriter:
+        folder = self.directory / BOARD
+        with _named(folder):
             folder.mkdir(exist_ok=True)
-            board = path.open("ab")
-        _add_event(board, file_version="brain.Event:2")
-        return board
+            # Its names have seconds, in which a run may begin again.
+            return EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+
+    def _add_events(self, *events: Mapping[str, Any]) -> None:
+        """Not by tensorboardX's thread: once a full disk has ended it, a run waits for good."""
+        with _named(self.directory / BOARD):
+            for fields in events:
+                self._board.write_event(_Messages.Event(wall_time=time.time(), **fields))
+            self._board.flush()
 
 
 def read_rows(directory: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -199,18 +208,6 @@ def _named(path: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WriteError(f"{path} could not be written: {error}") from error
-
-
-def _add_event(board: BinaryIO, **fields: Any) -> None:
-    """Adds a record of TensorBoard's (a TFRecord), for others to read when this returns.
-
-    tensorboardX itself writes in a thread: on a full disk it is gone, and the run waits for good.
-    """
-    event = _Messages.Event(wall_time=time.time(), **fields).SerializeToString()
-    with _named(pathlib.Path(board.name)):
-        for part in (struct.pack("<Q", len(event)), event):
-            board.write(part + struct.pack("<I", masked_crc32c(part)))
-        board.flush()
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, float | None]:

@@ -4,14 +4,18 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import filelock
 import tyro
 
 from jaxdet.training import checkpoints, compilation, loop, processes
+
+PATIENCE = 30  # Seconds in which a run that was asked to stop saves and ends.
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -104,14 +108,16 @@ def run_experiment(
 
     Raises:
       SystemExit: With code 1 after an error of the user's or a run that diverged, shown as their
-        message alone; with the signal's code after SIGTERM or SIGINT.
+        message alone, and where another process writes into `out`; with the signal's code after
+        SIGTERM or SIGINT.
     """
     with _explained():
         config: Any = from_command_line(configs, default=default, description=description)
         config.training.check()  # Before data is read.
         compilation.keep(config.training.compilation_cache)
         compilation.look_for_garbage_rarely()
-        with processes.together(config.training.processes, out=config.out) as out, _explained():
+        together = processes.together(config.training.processes, out=config.out)
+        with together as out, _explained(), _alone(out):
             _check_same_flags(config)
             result = main(dataclasses.replace(config, out=out))
             print(f"Written to {out}", flush=True)
@@ -130,6 +136,29 @@ def _explained() -> Iterator[None]:
         if isinstance(fault, checkpoints.CheckpointError):
             os._exit(1)  # Or threads that could not write would bury it under their complaints.
         raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def _alone(out: pathlib.Path) -> Iterator[None]:
+    """Two that write into one folder would take each other's unfinished checkpoints away."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(out / ".lock")  # The system's: it ends with the process.
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            print(f"{out}: waiting for another process that writes there.", flush=True)
+            lock.acquire(timeout=PATIENCE)
+    except filelock.Timeout:
+        raise ValueError(
+            f"{out}: another process writes there. Wait until it ends, or give another --out."
+        ) from None
+    except NotImplementedError:
+        pass  # A file system without locks.
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class ConfigError(ValueError):

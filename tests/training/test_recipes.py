@@ -2,6 +2,9 @@ import dataclasses
 import json
 import pathlib
 import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -159,6 +162,37 @@ def test_run_script_shows_faults_without_a_traceback(monkeypatch, capsys):
         recipes.run_script(main, Config, description="About.")
 
 
+HOLDER = """
+import pathlib, sys, time
+from jaxdet.training import recipes
+with recipes._alone(pathlib.Path("runs/x")):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_process_at_a_time_writes_into_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["x.py", "long"])
+    monkeypatch.setattr(recipes, "PATIENCE", 0.2)
+
+    def train():
+        return recipes.run_experiment(lambda c: c.rate, CONFIGS, default="smoke", description="")
+
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(SystemExit, match="1"):
+            train()
+        told = capsys.readouterr()
+        assert "runs/x: waiting for another process" in told.out
+        assert "runs/x: another process writes there." in told.err
+        monkeypatch.setattr(recipes, "PATIENCE", 60)
+        threading.Timer(0.5, holder.kill).start()  # The system lets go of what it held.
+        assert train() == 0.5
+    assert train() == 0.5
+    assert "waiting" in capsys.readouterr().out
+
+
 def end_of(monkeypatch, fault):
     """How `run_experiment` ends where its script raises."""
     monkeypatch.setattr("sys.argv", ["x.py", "--steps", "3"])
@@ -172,7 +206,8 @@ def end_of(monkeypatch, fault):
     return stop.value.code
 
 
-def test_run_experiment_says_how_it_stopped(monkeypatch, capsys):
+def test_run_experiment_says_how_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert end_of(monkeypatch, loop.Interrupted(7, signal.SIGTERM)) == 143
     assert "SIGTERM after step 7" in capsys.readouterr().err
     assert end_of(monkeypatch, loop.TrainingDiverged("Not finite")) == 1
