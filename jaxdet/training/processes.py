@@ -22,6 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdet.training import signals
+
 Result = TypeVar("Result")
 
 HEARTBEAT = 30  # Seconds without a sign of life after which a process is given up.
@@ -80,7 +82,7 @@ def together(options: Processes, *, out: pathlib.Path) -> Iterator[pathlib.Path]
                 traceback.print_exc()
             stack.close()
             sys.stderr.flush()
-            os._exit(1)  # What else runs at the end of a process waits for the others.
+            signals.end_process(1)  # What else runs at its end waits for the others.
 
 
 def start(options: Processes) -> None:

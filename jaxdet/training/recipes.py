@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import sys
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import filelock
 import tyro
 
-from jaxdet.training import checkpoints, compilation, loop, processes
+from jaxdet.training import checkpoints, compilation, loop, processes, signals
 
 PATIENCE = 30  # Seconds in which a run that was asked to stop saves and ends.
 
@@ -134,7 +133,8 @@ def _explained() -> Iterator[None]:
     except (ValueError, OSError, loop.TrainingDiverged) as fault:
         print(f"\n{fault}", file=sys.stderr, flush=True)
         if isinstance(fault, checkpoints.CheckpointError):
-            os._exit(1)  # Or threads that could not write would bury it under their complaints.
+            # Or threads that could not write would bury it under their complaints.
+            signals.end_process(1)
         raise SystemExit(1) from None
 
 

@@ -5,11 +5,12 @@ thread therefore watches beside the run, and ends the process where the run does
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 GRACE = 8.0  # Seconds; who stops a process may kill it after ten.
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
@@ -34,7 +35,7 @@ class Stops:
 
     def __init__(self):
         self.received: list[int] = []
-        self._step: int | None = None  # Of the state that is saved, while nothing is in the making.
+        self._step: int | None = None  # Updates made, while nothing is in the making.
         self._saving = threading.Lock()
         self._over = threading.Event()
 
@@ -43,7 +44,7 @@ class Stops:
         """What is done here may end anywhere: nothing but time is lost.
 
         Args:
-          step: Updates made so far, all of them saved.
+          step: Updates made so far.
 
         Raises:
           Interrupted: Wherever the signal finds it.
@@ -87,7 +88,7 @@ class Stops:
                     "from the last checkpoint, if there is one.\n"
                 )
                 os.write(2, text.encode())
-                os._exit(128 + signum)
+                end_process(128 + signum)
 
     def end(self) -> None:
         """The run is over."""
@@ -131,6 +132,17 @@ def stop_signals(*, grace: float = GRACE) -> Iterator[Stops]:
         os.close(write_end)
         watch.join()
         os.close(read_end)
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends the process wherever it is, and its children, such as workers that read data.
+
+    Args:
+      code: What the process ends with.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
 
 
 def _watch(read_end: int, stops: Stops, grace: float) -> None:

@@ -57,6 +57,22 @@ def test_an_answer_in_time_is_not_cut_short():
     assert (code, out, err) == (0, "over 1\n", "")
 
 
+CHILD = """
+import multiprocessing, time
+from jaxdet.training import signals
+spawn = multiprocessing.get_context("spawn")
+spawn.Process(target=time.sleep, args=(60,), daemon=True).start()
+signals.end_process(3)
+"""
+
+
+def test_no_child_outlives_a_process_that_is_ended():
+    begun = time.perf_counter()
+    ended = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, timeout=50)
+    assert ended.returncode == 3  # And its pipes have an end, since no child holds them.
+    assert time.perf_counter() - begun < 40
+
+
 def test_only_the_first_signal_is_caught():
     before = signal.getsignal(signal.SIGTERM)
     threads = threading.active_count()
