@@ -8,7 +8,12 @@ import dataclasses
 import functools
 import math
 import multiprocessing
+import os
+import re
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 
 import cv2
 import grain
@@ -21,7 +26,7 @@ from jaxdet.data.augment import Augmentation
 from jaxdet.data.compose import MOSAIC
 from jaxdet.data.epochs import RatedIndices
 from jaxdet.data.examples import CachedSource, Rows
-from jaxdet.data.records import Source
+from jaxdet.data.records import DataError, Source
 from jaxdet.data.resize import ShortSide
 from jaxdet.data.transforms import Size
 from jaxdet.structures import Batch
@@ -227,8 +232,10 @@ def iterate(
       buffer: Most batches read ahead, >= threads and workers.
 
     Returns:
-      An iterator; closing it, or its end, stops threads and workers. A worker that dies is a
-      `RuntimeError` with its number, process and exit code.
+      An iterator; closing it, or its end, stops threads and workers.
+
+    Raises:
+      DataError: A worker died, with its exit code; after the first batch with its number, too.
     """
     if min(start, threads, workers) < 0:
         raise ValueError(
@@ -243,38 +250,68 @@ def iterate(
             flags.FLAGS.mark_as_parsed()
         each = math.ceil(max(buffer, workers) / workers)
         reader = reader.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=each)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=each),
+            worker_init_fn=_begin_worker,
         )
-    return _drain(reader)
+    return _drain(reader, workers)
 
 
-def _drain(dataset: grain.IterDataset) -> Iterator[Batch]:
+def _begin_worker(*_: int) -> None:
+    """A signal to all processes of a run is left to the parent; a worker ends with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _drain(dataset: grain.IterDataset, n_workers: int) -> Iterator[Batch]:
     batches, others = iter(dataset), set(multiprocessing.active_children())
-    workers = []
+    workers: list[BaseProcess] = []
     try:
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if dead := [
-                    f"worker {number} (process {worker.pid}): {worker.exitcode}"
-                    for number, worker in enumerate(workers)
-                    if worker.exitcode
-                ]:
-                    raise RuntimeError(
-                        f"A data worker is dead, of {len(workers)}; its exit code (-9: killed, "
-                        f"often for memory): {', '.join(dead)}. The same command goes on from the "
-                        "last checkpoint; fewer --workers need less memory."
-                    ) from error
+            except BaseException as error:
+                workers = workers or _started_since(others, n_workers)
+                _explain_death(error, workers, n_workers)
+                # A worker that fails ends. If all go on, it was a signal: nobody waits for them.
+                if all(worker.is_alive() for worker in workers):
+                    for worker in workers:
+                        worker.kill()
                 raise
-            if not workers:  # Grain has started them by now.
-                started = set(multiprocessing.active_children()) - others
-                workers = sorted(started, key=lambda worker: worker.pid or 0)
+            workers = workers or _started_since(others, n_workers)
             yield batch
     finally:
         batches.close()
+
+
+def _started_since(others: set[BaseProcess], n_workers: int) -> list[BaseProcess]:
+    started = set(multiprocessing.active_children()) - others
+    return sorted(started, key=lambda worker: worker.pid or 0)[:n_workers]
+
+
+def _explain_death(error: BaseException, workers: Sequence[BaseProcess], n_workers: int) -> None:
+    if not isinstance(error, RuntimeError):
+        return
+    dead = [
+        f"worker {number} (process {worker.pid}): {worker.exitcode}"
+        for number, worker in enumerate(workers)
+        if worker.exitcode
+    ]
+    # One that never gave a batch is known from what Grain says alone.
+    if dead := dead or re.findall(r"terminated unexpectedly with exit code (-?\d+)", str(error)):
+        raise DataError(
+            f"A data worker is dead, of {n_workers}; its exit code (-9: killed, often for memory): "
+            f"{', '.join(dead)}. The same command goes on from the last checkpoint; fewer "
+            "--workers need less memory."
+        ) from error
 
 
 def max_object_count(source: Source, *, augmentation: Augmentation = Augmentation()) -> int:

@@ -16,7 +16,7 @@ MAX_PIXELS = 100_000_000
 
 
 class DataError(ValueError):
-    """A fault in somebody's files; says which file, which field, what was found, what to do."""
+    """A fault in somebody's files, or in reading them; says where, what was found, what to do."""
 
 
 class Polygons(NamedTuple):

@@ -4,6 +4,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,7 +14,7 @@ import pytest
 
 from jaxdet.data import epochs, pipeline
 from jaxdet.data.augment import Augmentation
-from jaxdet.data.records import Annotation, Bitmap, Polygons, Source
+from jaxdet.data.records import Annotation, Bitmap, DataError, Polygons, Source
 from jaxdet.data.resize import ShortSide
 
 SIZES = [(32, 32)] * 12 + [(20, 40)] * 6
@@ -222,11 +224,54 @@ def test_dead_workers_are_an_error():
     next(read)
     victim = sorted(multiprocessing.active_children(), key=lambda w: w.pid)[1].pid
     os.kill(victim, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=rf"worker 1 \(process {victim}\): -9\. "):
+    with pytest.raises(DataError, match=rf"of 2; .* worker 1 \(process {victim}\): -9\. "):
         for _ in range(20):
             next(read)
     read.close()
     assert not multiprocessing.active_children()
+
+
+def die(index):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_never_gave_a_batch_is_named_too():
+    source = dataclasses.replace(rich_source(), read=die)
+    with pytest.raises(DataError, match=r"worker is dead, of 2; .* memory\): -9\. The same"):
+        next(pipeline.iterate(make(source), threads=1, workers=2))
+    assert not multiprocessing.active_children()
+
+
+def test_signals_to_all_processes_are_left_to_the_first():
+    read = pipeline.iterate(make(rich_source()), threads=1, workers=2)
+    next(read)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    for _ in range(20):
+        next(read)
+    read.close()
+    assert not multiprocessing.active_children()
+
+
+PROGRAM = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import test_pipeline
+from jaxdet.data import pipeline
+read = pipeline.iterate(test_pipeline.make(test_pipeline.rich_source()), threads=1, workers=2)
+next(read)
+print("begun", flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    command = [sys.executable, "-c", PROGRAM, os.path.dirname(__file__)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.kill()
+    process.communicate(timeout=30)  # The pipes have an end once no worker holds them.
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
