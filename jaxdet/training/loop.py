@@ -79,8 +79,9 @@ def run(
 
     Raises:
       TrainingDiverged: At the first loss or gradient that is not finite, or beyond the limit.
-      Interrupted: After SIGTERM or SIGINT, with the step finished and saved. A second signal
-        does what it does without this function.
+      Interrupted: After SIGTERM or SIGINT, with the step finished and saved; while a process of
+        its own waits for data, with the step before. A second signal does what it does without
+        this function.
     """
     _check(evaluation, limits, checkpoint_every=checkpoint_every, log_every=log_every)
     journal = Journal(
@@ -107,7 +108,8 @@ def run(
         for done in range(start + 1, end + 1):
             if judge.lost_patience:
                 break
-            batch = journal.wait_for(data)
+            with keeper.waiting(state, done - 1, misses=judge.misses):
+                batch = journal.wait_for(data)
             state, metrics = step(state, batch)
             journal.add(done, metrics, batch)
             late = journal.seconds() > 60 * (limits.minutes or float("inf"))
@@ -158,10 +160,24 @@ class _Keeper:
             with self._stops.saving():
                 self._checkpoints.save_best(state, notes={"metrics": metrics})
 
-    def may_stop(self, state: TrainState) -> contextlib.AbstractContextManager[None]:
+    def may_stop(self, step: int) -> contextlib.AbstractContextManager[None]:
         if jax.process_count() > 1:  # The others would wait for this one.
             return contextlib.nullcontext()
-        return self._stops.at_once(int(state.step))
+        return self._stops.at_once(step)
+
+    @contextlib.contextmanager
+    def waiting(self, state: TrainState, step: int, *, misses: int) -> Iterator[None]:
+        """Here a signal ends the wait, and so the run, with all steps saved that were made."""
+        try:
+            with self.may_stop(step):
+                yield
+        except Exception:  # A signal to all processes may be why there are no data.
+            if not self._stops.received or jax.process_count() > 1:
+                raise
+            self._journal.catch_up()
+            if self._checkpoints is not None and (self._checkpoints.last_step() or 0) < step:
+                self.save(state, evaluated=True, misses=misses)
+            raise Interrupted(step, self._stops.received[0]) from None
 
 
 class _Judge:
@@ -187,7 +203,7 @@ class _Judge:
         """The state, which is saved already, with the best so far."""
         if self._evaluation is None:
             return state
-        with self._keeper.may_stop(state):
+        with self._keeper.may_stop(int(state.step)):
             measured = self._evaluation.measure(state)
             metrics = {name: float(value) for name, value in measured.items()}
             metrics = processes.on_first(lambda: metrics)  # Others may round otherwise.

@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and started again is the run that was not."""
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -179,6 +180,83 @@ def test_stopped_while_it_evaluates(whole, tmp_path):
     assert time.perf_counter() - begun < 30
     assert toy.to_bytes(train(tmp_path, checkpoint_every=5)) == whole[1]
     assert numbers(tmp_path) == numbers(whole[0])
+
+
+def stuck_after(n, *, error=None):
+    """Batches that do not come after the n-th, or fail, while the process is asked to stop."""
+
+    def batches(start):
+        yield from itertools.islice(toy.batches(start), n - start)
+        with contextlib.suppress(loop.Interrupted if error else ()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        raise error
+
+    return batches
+
+
+@pytest.mark.parametrize("stop", [0, 3, 4, 8])  # Step 4 is saved, 8 is evaluated, too.
+@pytest.mark.parametrize("error", [None, OSError("no disk")], ids=str)
+def test_data_that_do_not_come_are_not_waited_for(whole, tmp_path, stop, error):
+    begun = time.perf_counter()
+    with pytest.raises(loop.Interrupted, match=f"SIGTERM after step {stop}"):
+        train(tmp_path, batches=stuck_after(stop, error=error), checkpoint_every=4)
+    assert time.perf_counter() - begun < 30
+    saved = tmp_path / "checkpoints/last"
+    assert not stop or checkpoints.read_metadata(saved)["step"] == stop
+    assert toy.to_bytes(train(tmp_path, checkpoint_every=4)) == whole[1]
+    assert numbers(tmp_path) == numbers(whole[0])
+
+
+def test_data_that_fail_by_themselves_are_an_error(tmp_path):
+    def batches(start):
+        yield toy.batch(start)
+        raise OSError("no disk")
+
+    with pytest.raises(OSError, match="no disk"):
+        train(tmp_path, batches=batches)
+
+
+def slow_batch(number):
+    if number == 5:
+        time.sleep(60)
+    return toy.batch(number)
+
+
+WITH_WORKERS = """
+import pathlib, sys
+import grain, jax
+from jaxdet.data import pipeline
+jax.config.update("jax_num_cpu_devices", 2)
+sys.path.insert(0, sys.argv[2])
+import test_loop
+def batches(start):
+    dataset = grain.MapDataset.range(100).map(test_loop.slow_batch)
+    for batch in pipeline.iterate(dataset, start, threads=0, workers=2):
+        yield batch
+        start += 1
+        print(start, flush=True)
+try:
+    test_loop.train(pathlib.Path(sys.argv[1]), batches=batches, checkpoint_every=100)
+except test_loop.loop.Interrupted as stop:
+    print(stop, flush=True)
+    sys.exit(stop.exit_code)
+"""
+
+
+def test_a_signal_to_a_run_and_its_workers_loses_nothing(tmp_path):
+    command = [sys.executable, "-c", WITH_WORKERS, tmp_path, pathlib.Path(__file__).parent]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
+    for line in process.stdout:
+        if int(line) == 5:
+            break
+    begun = time.perf_counter()
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=50)
+    assert (process.returncode, out) == (130, "Stopped by SIGINT after step 5.\n"), err
+    assert time.perf_counter() - begun < 30
+    assert checkpoints.read_metadata(tmp_path / "checkpoints/last")["step"] == 5
 
 
 def test_killed_between_an_evaluation_and_its_checkpoint(whole, tmp_path, monkeypatch):
