@@ -65,6 +65,7 @@ def test_names_are_torchvisions():
     [
         *((f"fpn_{case}", case, {"extra_level": False}) for case in cases.PYRAMIDS),
         ("fpn_pool", "odd", {}),
+        ("fpn_norm", "odd", {"norm": FrozenBatchNorm}),
         ("fpn_c5", "odd", {"extra_level": False, "extra_blocks": LastLevelP6P7(8)}),
         (
             "fpn_p5",

@@ -78,8 +78,9 @@ def classify(name):
         OUT[f"{name}/transformed"] = model(x)[:, cases.CLASSES]
 
 
-def pyramid(key, shapes, extra):
-    model = fill(fpn.FeaturePyramidNetwork([c for _, _, c in shapes], 8, extra), key)
+def pyramid(key, shapes, extra, norm=None):
+    channels = [c for _, _, c in shapes]
+    model = fill(fpn.FeaturePyramidNetwork(channels, 8, extra, norm), key).eval()
     maps = {str(i): nchw(cases.pictures(2, *shape)) for i, shape in enumerate(shapes)}
     for i, level in enumerate(model(maps).values()):
         OUT[f"{key}/P{i}"] = nhwc(level)
@@ -137,6 +138,7 @@ if __name__ == "__main__":
             pyramid(f"fpn_{case}", shapes, None)
         odd = cases.PYRAMIDS["odd"]
         pyramid("fpn_pool", odd, fpn.LastLevelMaxPool())
+        pyramid("fpn_norm", odd, fpn.LastLevelMaxPool(), torch.nn.BatchNorm2d)
         pyramid("fpn_c5", odd, fpn.LastLevelP6P7(16, 8))
         pyramid("fpn_p5", odd, fpn.LastLevelP6P7(8, 8))
         backbone(
