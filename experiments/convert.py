@@ -6,7 +6,7 @@ Run       python experiments/convert.py fasterrcnn_resnet50_fpn detector.safeten
 Writes    TARGET: a file if it ends in .pth, .pt or .safetensors, else a folder with a checkpoint.
           torchvision's `model.load_state_dict` takes what `torch.load("mine.pth")` gives, of a
           Faster R-CNN or a classifier; it has no other of our systems, for which a .safetensors
-          file or a folder is written.
+          file or a folder is written. Classifiers are read from our runs and .safetensors alone.
 """
 
 import dataclasses
@@ -38,7 +38,8 @@ class Config:
     max_size: int = 1333
     """With `min_size`: the longer side's limit, pixels."""
     norm_epsilon: float | None = None
-    """Of batch norms; see `weights.detectors.load`."""
+    """Of batch norms; if None, 0 for the published fasterrcnn_resnet50_fpn, as torchvision has it,
+    1e-5 for others."""
 
 
 def main(config: Config) -> detectors.Detector:
@@ -50,6 +51,9 @@ def main(config: Config) -> detectors.Detector:
             f"{config.target}: files end in {known}. Name one of these, or a folder that does not "
             f"end in {suffix}."
         )
+    source = pathlib.Path(config.source)
+    if source.exists() and config.target.exists() and config.target.samefile(source):
+        raise ValueError(f"{config.target}: is the source, too. Name another file.")
     detector = detectors.load(
         config.source,
         norm_epsilon=config.norm_epsilon,

@@ -60,7 +60,8 @@ class Config:
     """With `weights`: parts of the backbone that are not trained, 1 for the stem, 2 for C2 as well;
     as torchvision fine-tunes (or as the run was trained) if None."""
     norm_epsilon: float | None = None
-    """With `weights`: of batch norms; see `weights.detectors.load`."""
+    """With `weights`: of batch norms; if None, 0 for the published fasterrcnn_resnet50_fpn, as
+    torchvision has it, 1e-5 for others."""
     loss: LossOptions = LossOptions()
     detect: DetectOptions = DetectOptions()
     training: OmitArgPrefixes[fit.Options] = fit.Options()
@@ -221,6 +222,13 @@ FREE = (*selection.FREE, "n_pictures", "out")
 def main(config: Config) -> dict[str, float]:
     """Trains, evaluates, writes; returns the metrics of the test split."""
     begun = time.perf_counter()
+    if not config.weights and not (config.n_frozen is config.norm_epsilon is None):
+        raise ValueError(
+            "--n-frozen and --norm-epsilon are of --weights; without, give --architecture.n-frozen "
+            "and --architecture.norm-epsilon."
+        )
+    if config.n_frozen is not None and not 0 <= config.n_frozen <= 5:
+        raise ValueError(f"--n-frozen must be 0 to 5. Got {config.n_frozen}.")
     pretrained = None
     if config.weights:
         read = functools.partial(

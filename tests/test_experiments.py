@@ -231,6 +231,8 @@ def test_converts_there_and_back(weights_file, tmp_path):
     assert {name.rpartition(".")[2] for name in last.keys() - first.keys()} == {torchvision.COUNTER}
     with pytest.raises(ValueError, match="new or empty"):
         convert.main(convert.Config(str(weights_file), tmp_path / "run"))
+    with pytest.raises(ValueError, match="is the source, too"):
+        convert.main(convert.Config(str(weights_file), weights_file))
     # Of a run, too, the flags hold.
     told = convert.Config(
         str(tmp_path / "run"),

@@ -94,7 +94,7 @@ class Options:
     steps_now: int | None = None
     """How many updates this start may make; as `minutes`, of each stage, too."""
     explosion: float | None = None
-    """Stop where the loss or the gradient is so many times its running median."""
+    """Stop where the loss or the gradient is so many times its running median; above 1."""
     grace: float = GRACE
     """Seconds from SIGTERM or Ctrl-C to the end of training, whatever it is doing."""
     replay: bool = False
@@ -134,9 +134,10 @@ class Options:
             ("profile_steps", span is None or 1 < span[0] <= span[1]),
             ("weight_decay", self.weight_decay >= 0),
             ("layer_decay", 0 < self.layer_decay <= 1),
+            ("explosion", self.explosion is None or self.explosion > 1),
             *(
                 (name, getattr(self, name) is None or getattr(self, name) > 0)
-                for name in ("patience", "minutes", "steps_now", "explosion", "grace")
+                for name in ("patience", "minutes", "steps_now", "grace")
             ),
         ):
             if not within:

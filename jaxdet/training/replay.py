@@ -91,13 +91,13 @@ def replay(
     faults = [line for found in gather(_not_finite("the batch", pictures)) for line in found]
     faults += [line for where, tree in parts.items() for line in _not_finite(where, tree)]
     norms = {path: float(np.linalg.norm(np.float64(x))) for path, x in by_path(grads).items()}
-    finite = [path for path, length in norms.items() if np.isfinite(length)]
+    finite = [path for path, length in norms.items() if np.isfinite(length) and length > 0]
     largest = sorted(finite, key=lambda path: norms[path], reverse=True)[:N_LARGEST]
     return [
         *lines,
         *(faults or ["All is finite."]),
         "Losses: " + ", ".join(f"{k} = {s / max(n, 1):.4g}" for k, (s, n) in sums.items()) + ".",
-        "Largest gradients: " + ", ".join(f"{p} {norms[p]:.4g}" for p in largest) + ".",
+        "Largest gradients: " + (", ".join(f"{p} {norms[p]:.4g}" for p in largest) or "none") + ".",
     ]
 
 

@@ -292,8 +292,13 @@ def with_head_for(
       known: Names of the trained classes.
       wanted: Names of the others.
     """
-    if tuple(known) in (tuple(wanted), numbered(len(wanted))):
+    if tuple(known) == tuple(wanted):
         return variables, f"The head is kept, for {len(wanted)} classes."
+    if tuple(known) == numbered(len(wanted)):
+        return variables, (
+            f"The head is kept: classes 1 to {len(wanted)}, which the weights do not name, are "
+            f"taken for {', '.join(wanted)} (if they are others, convert.py --classes names them)."
+        )
     rows = [(1 + known.index(name), 1 + i) for i, name in enumerate(wanted) if name in known]
     rows = np.array([(0, 0), *rows] if rows else np.zeros((0, 2)), int)
     heads = variables["params"]["roi_heads"]
