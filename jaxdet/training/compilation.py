@@ -21,8 +21,8 @@ def keep(folder: str) -> pathlib.Path | None:
     """Keeps what is compiled from now on, and looks there before compiling.
 
     A program comes back as it was stored, so results stay the same bits; its file is there whole or
-    not at all. JAX's own settings
-    (`JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=false`) come first.
+    not at all. JAX's own settings (`JAX_COMPILATION_CACHE_DIR`,
+    `JAX_ENABLE_COMPILATION_CACHE=false`) come first.
 
     Args:
       folder: Where; `compiled` in `cache.folder()` if empty, nowhere if "off".
@@ -52,6 +52,7 @@ class _WholeFile(pathlib.PosixPath):
 
 def _cache_of_whole_files(path: str, **options: Any) -> Any:
     files = _FileCache(path, **options)
+    # Another JAX, or a system without such paths: files are then written as JAX does.
     with contextlib.suppress(AttributeError, NotImplementedError):
         files.path = _WholeFile(files.path)
     return files
