@@ -35,6 +35,7 @@ from jaxdet.structures import Batch
 cv2.setNumThreads(0)
 
 CACHE_BYTES = 1 << 29
+PATIENCE = 1.0  # Seconds that workers have for the batches they are at when nobody wants them.
 
 
 def train_pipeline(
@@ -272,24 +273,30 @@ def _end_with(parent: BaseProcess) -> None:
 def _drain(dataset: grain.IterDataset, n_workers: int) -> Iterator[Batch]:
     batches, others = iter(dataset), set(multiprocessing.active_children())
     workers: list[BaseProcess] = []
+    patience = PATIENCE
     try:
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except BaseException as error:
-                workers = workers or _started_since(others, n_workers)
-                _explain_death(error, workers, n_workers)
-                # A worker that fails ends. If all go on, it was a signal: nobody waits for them.
-                if all(worker.is_alive() for worker in workers):
-                    for worker in workers:
-                        worker.kill()
-                raise
+        for batch in batches:
             workers = workers or _started_since(others, n_workers)
             yield batch
+    except GeneratorExit:
+        raise
+    except BaseException as error:  # Also a signal, wherever it finds this function.
+        workers = workers or _started_since(others, n_workers)
+        _explain_death(error, workers, n_workers)
+        patience = 0.0
+        raise
     finally:
+        workers = workers or _started_since(others, n_workers)
+        late = threading.Timer(patience, _kill, [workers])
+        if workers:  # Closing waits for the batches that they are at.
+            late.start()
         batches.close()
+        late.cancel()
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 def _started_since(others: set[BaseProcess], n_workers: int) -> list[BaseProcess]:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import grain
 import numpy as np
 import pytest
 
@@ -251,6 +252,26 @@ def test_signals_to_all_processes_are_left_to_the_first():
     for _ in range(20):
         next(read)
     read.close()
+    assert not multiprocessing.active_children()
+
+
+def stuck(index):
+    if index:
+        time.sleep(60)
+    return index
+
+
+@pytest.mark.parametrize("leave", ["close", "throw"])
+def test_nobody_waits_for_workers_that_are_stuck(leave):
+    read = pipeline.iterate(grain.MapDataset.range(9).map(stuck), threads=0, workers=2)
+    assert next(read) == 0
+    begun = time.perf_counter()
+    if leave == "close":
+        read.close()
+    else:  # A signal that comes between two batches.
+        with pytest.raises(KeyboardInterrupt):
+            read.throw(KeyboardInterrupt())
+    assert time.perf_counter() - begun < 20
     assert not multiprocessing.active_children()
 
 

@@ -237,7 +237,8 @@ def batches(start):
         start += 1
         print(start, flush=True)
 try:
-    test_loop.train(pathlib.Path(sys.argv[1]), batches=batches, checkpoint_every=100)
+    limits = test_loop.loop.Limits(grace=30)
+    test_loop.train(pathlib.Path(sys.argv[1]), batches=batches, checkpoint_every=100, limits=limits)
 except test_loop.loop.Interrupted as stop:
     print(stop, flush=True)
     sys.exit(stop.exit_code)
