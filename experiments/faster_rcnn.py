@@ -7,6 +7,7 @@ Run       python experiments/faster_rcnn.py
           python experiments/faster_rcnn.py folder --data PATH
           python experiments/faster_rcnn.py folder --data PATH --weights fasterrcnn_resnet50_fpn
           python experiments/faster_rcnn.py folder --data PATH --init-from runs/shapes
+          python experiments/faster_rcnn.py folder --data PATH --backbone resnet50
 Check     python experiments/faster_rcnn.py smoke
 Writes    runs/NAME/: config.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}/, pictures/,
           detections.json (a COCO results file), precision_recall.png, curves.png, results.json
@@ -27,6 +28,7 @@ from jaxdet import feeds, predictor, reports
 from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.selection import Selection
+from jaxdet.features.networks import Network
 from jaxdet.metrics import coco
 from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
 from jaxdet.systems import architectures, faster_rcnn
@@ -34,8 +36,10 @@ from jaxdet.systems.architectures import Architecture
 from jaxdet.systems.faster_rcnn import DetectOptions, LossOptions
 from jaxdet.training import checkpoints, fit, logging, parallel, processes, recipes, state
 from jaxdet.viz import figures
-from jaxdet.weights import detectors, download
+from jaxdet.weights import classifiers, detectors, download
+from jaxdet.weights.classifiers import Pretrained
 from jaxdet.weights.description import Description, name_of, to_metadata
+from jaxdet.weights.detectors import Detector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +58,13 @@ class Config:
     weights: Annotated[str, tyro.conf.arg(aliases=["--init-from"])] = ""
     """What to begin from: a published name, a file (.pth, .safetensors), or another run. Classes
     that it knows by name keep their part of the head, the others get a new one."""
+    backbone: str = ""
+    """A trained classifier for the backbone to begin with, which then has its depth and width: a
+    published name (resnet50), a run of classifier.py, or a file, which is of --architecture.depth
+    and --architecture.width unless its name or itself says it. Published ones are used with
+    --architecture.norm frozen --architecture.n-frozen 2."""
     fine_tune_rate: float = 1e-4
-    """In place of `learning_rate` where `weights` are given."""
+    """In place of `learning_rate` where `weights` or a `backbone` are given."""
     n_frozen: int | None = None
     """With `weights`: parts of the backbone that are not trained, 1 for the stem, 2 for C2 as well;
     as torchvision fine-tunes (or as the run was trained) if None."""
@@ -222,35 +231,7 @@ FREE = (*selection.FREE, "n_pictures", "out")
 def main(config: Config) -> dict[str, float]:
     """Trains, evaluates, writes; returns the metrics of the test split."""
     begun = time.perf_counter()
-    if not config.weights and not (config.n_frozen is config.norm_epsilon is None):
-        raise ValueError(
-            "--n-frozen and --norm-epsilon are of --weights; without, give --architecture.n-frozen "
-            "and --architecture.norm-epsilon."
-        )
-    if config.n_frozen is not None and not 0 <= config.n_frozen <= 5:
-        raise ValueError(f"--n-frozen must be 0 to 5. Got {config.n_frozen}.")
-    pretrained = None
-    if config.weights:
-        read = functools.partial(
-            detectors.load,
-            # A run that is gone on with needs no weights but its own.
-            config.out if checkpoints.exist(config.out) else config.weights,
-            norm_epsilon=config.norm_epsilon,
-            progress=download.show_progress,
-        )
-        pretrained = processes.on_first(read)
-        rate = dataclasses.replace(config.training, learning_rate=config.fine_tune_rate)
-        architecture = pretrained.description.architecture
-        if not isinstance(architecture, Architecture):
-            raise ValueError(f"{config.weights}: is a {name_of(architecture)}, no Faster R-CNN.")
-        if config.n_frozen is not None:
-            architecture = dataclasses.replace(architecture, n_frozen=config.n_frozen)
-        config = dataclasses.replace(config, architecture=architecture, training=rate)
-        print(
-            f"The weights were made for pictures of {pretrained.description.canvases}; here they "
-            f"have --canvases {config.canvases}. Larger ones find more, and take longer.\n"
-            f"The learning rate is --fine-tune-rate {config.fine_tune_rate}."
-        )
+    config, trained = read_beginning(config)
     options, chosen = config.training, config.selection
     log = logging.MetricsLog(config.out)
     begun -= logging.seconds(config.out)  # Earlier starts count, too.
@@ -281,13 +262,8 @@ def main(config: Config) -> dict[str, float]:
     variables = state.initial_variables(
         jax.random.key(options.seed), model, canvas=config.canvases[0]
     )
-    if pretrained is not None:
-        variables, text = detectors.with_head_for(
-            pretrained.variables,
-            jax.device_get(variables),
-            known=pretrained.description.classes,
-            wanted=train.classes,
-        )
+    if trained is not None:
+        variables, text = begun_with(trained, variables, train.classes)
         print(text)
     print(state.describe(variables), flush=True)
     loss = functools.partial(faster_rcnn.loss, model, options=config.loss)
@@ -325,6 +301,76 @@ def main(config: Config) -> dict[str, float]:
         trainable=functools.partial(architectures.is_trainable, architecture=config.architecture),
     )
     return report(config, finder, begun=begun)
+
+
+def read_beginning(config: Config) -> tuple[Config, Detector | Pretrained | None]:
+    """Returns what a run begins from, if anything, and the config with numbers that suit it."""
+    if not config.weights and not (config.n_frozen is config.norm_epsilon is None):
+        raise ValueError(
+            "--n-frozen and --norm-epsilon are of --weights; without, give --architecture.n-frozen "
+            "and --architecture.norm-epsilon."
+        )
+    if config.n_frozen is not None and not 0 <= config.n_frozen <= 5:
+        raise ValueError(f"--n-frozen must be 0 to 5. Got {config.n_frozen}.")
+    if config.weights and config.backbone:
+        raise ValueError("--weights are a whole detector: give them or --backbone, not both.")
+    if not (config.weights or config.backbone):
+        return config, None
+    read = read_detector if config.weights else read_backbone
+    trained, architecture = processes.on_first(functools.partial(read, config))
+    rate = dataclasses.replace(config.training, learning_rate=config.fine_tune_rate)
+    print(f"The learning rate is --fine-tune-rate {config.fine_tune_rate}.")
+    return dataclasses.replace(config, architecture=architecture, training=rate), trained
+
+
+def read_detector(config: Config) -> tuple[Detector, Architecture]:
+    """Returns the detector that a run begins from, or went on to be, and its architecture."""
+    detector = detectors.load(
+        # A run that is gone on with needs no weights but its own.
+        config.out if checkpoints.exist(config.out) else config.weights,
+        norm_epsilon=config.norm_epsilon,
+        progress=download.show_progress,
+    )
+    architecture = detector.description.architecture
+    if not isinstance(architecture, Architecture):
+        raise ValueError(f"{config.weights}: is a {name_of(architecture)}, no Faster R-CNN.")
+    if config.n_frozen is not None:
+        architecture = dataclasses.replace(architecture, n_frozen=config.n_frozen)
+    print(
+        f"The weights were made for pictures of {detector.description.canvases}; here they have "
+        f"--canvases {config.canvases}. Larger ones find more, and take longer."
+    )
+    return detector, architecture
+
+
+def read_backbone(config: Config) -> tuple[Pretrained | None, Architecture]:
+    """Returns the classifier that a run begins from, unless it has begun, and the architecture."""
+    if checkpoints.exist(config.out):
+        own = detectors.load_checkpoint(config.out).description.architecture
+        names = ("backbone", "depth", "width")
+        changed = {name: getattr(own, name) for name in names}
+        return None, dataclasses.replace(config.architecture, **changed)
+    spec = config.architecture
+    network = Network(spec.backbone, depth=spec.depth, width=spec.width, n_stages=spec.n_stages)
+    pretrained = classifiers.load(config.backbone, network=network, progress=download.show_progress)
+    try:
+        return pretrained, classifiers.as_backbone(pretrained.network, config.architecture)
+    except ValueError as fault:
+        raise ValueError(f"{config.backbone}: {fault}") from fault
+
+
+def begun_with(
+    trained: Detector | Pretrained, fresh: Any, classes: tuple[str, ...]
+) -> tuple[Any, str]:
+    """Returns just drawn variables with what is trained, and a sentence on what is new."""
+    if isinstance(trained, Pretrained):
+        return classifiers.begin_backbone_with(fresh, trained)
+    return detectors.with_head_for(
+        trained.variables,
+        jax.device_get(fresh),
+        known=trained.description.classes,
+        wanted=classes,
+    )
 
 
 def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict[str, float]:

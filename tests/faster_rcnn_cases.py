@@ -84,9 +84,9 @@ def make_batch(*, n_rows=4, squares=SQUARES, crowds=CROWDS) -> Batch:
     )
 
 
-def drawn(shapes):
+def drawn(shapes, *, seed=0):
     """Variables at random: layers that start at zero would hide what is before them."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         if len(leaf.shape) > 1:

@@ -17,6 +17,8 @@ from experiment_scripts import load, run_script
 
 from jaxdet.data import shapes, sources
 from jaxdet.data.resize import ShortSide
+from jaxdet.features import networks
+from jaxdet.features.networks import Network
 from jaxdet.systems import faster_rcnn as system
 from jaxdet.systems.architectures import Architecture
 from jaxdet.training import checkpoints, logging, loop, recipes
@@ -148,6 +150,44 @@ def test_fine_tunes_from_weights(weights_file, data_dir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, body[kept], before[kept])
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), body[trained], before[trained])
     assert all(0 < x < 0.1 for x in jax.tree.leaves(moved))
+
+
+def test_begins_with_a_trained_backbone(run, tmp_path, monkeypatch):
+    """What is read; `test_classifiers` holds what becomes of it."""
+    script, network = load("faster_rcnn"), Network(width=12, n_stages=2)
+    path = tmp_path / "resnet18-f37072fd.pth"
+    drawn = cases.drawn(detectors.variable_shapes(3, network))
+    files.write(path, torchvision.to_state_dict(drawn))
+    monkeypatch.setitem(networks.PUBLISHED, "resnet18", network)
+    config = dataclasses.replace(script.SMOKE, backbone=str(path), out=tmp_path / "run")
+    begun, trained = script.read_beginning(config)
+    assert begun.architecture == dataclasses.replace(script.SMOKE.architecture, width=12)
+    assert begun.training.learning_rate == config.fine_tune_rate == 1e-4
+    fresh = cases.drawn(detectors.variable_shapes(8, begun.architecture), seed=1)
+    variables, text = script.begun_with(trained, fresh, ("a",) * 8)
+    assert text == "The backbone is trained, but for layer3; all else is new."
+    body = variables["params"]["backbone"]["body"]
+    kept = drawn["params"]["network"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(body["conv1"]["kernel"], kept)
+
+    gone = dataclasses.replace(config, backbone="gone", out=run[0])  # That run has a width of 16.
+    begun, trained = script.read_beginning(gone)
+    assert trained is None and begun.architecture == script.SMOKE.architecture
+
+    for wrong, words in (
+        ({"weights": "x"}, "not both"),
+        ({"n_frozen": 2}, "--architecture.n-frozen"),
+        ({"backbone": "gone"}, "gone: is no folder"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            script.read_beginning(dataclasses.replace(config, **wrong))
+    path = path.rename(tmp_path / "own.pth")  # A name that does not say what it is of.
+    own = dataclasses.replace(config, backbone=str(path))
+    with pytest.raises(ValueError, match=r"conv1\.weight is \[12, 3, 7, 7\], should be \[16, "):
+        script.read_beginning(own)
+    told = dataclasses.replace(script.SMOKE.architecture, width=12, n_stages=2)
+    begun, _ = script.read_beginning(dataclasses.replace(own, architecture=told))
+    assert begun.architecture == told
 
 
 def test_predicts_and_evaluates_with_weights(weights_file, data_dir, tmp_path, capsys):

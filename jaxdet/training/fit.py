@@ -149,7 +149,7 @@ FREE = (
     *("steps", "evaluate_every", "checkpoint_every", "log_every", "evaluate_raw"),
     *("patience", "minutes", "steps_now", "explosion", "grace", "replay", "compilation_cache"),
     "profile_steps",
-    *(field.name for field in dataclasses.fields(Processes)),
+    *processes.FREE,
 )
 
 

@@ -46,6 +46,10 @@ class Processes:
     """Whether SLURM, Open MPI, Kubernetes or a TPU pod started all and knows the three above."""
 
 
+# Flags in which processes differ, and a run that is gone on with.
+FREE = tuple(field.name for field in dataclasses.fields(Processes))
+
+
 @contextlib.contextmanager
 def together(options: Processes, *, out: pathlib.Path) -> Iterator[pathlib.Path]:
     """Trains with the other processes while the context lasts; begins before anything is computed.

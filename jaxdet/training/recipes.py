@@ -167,10 +167,9 @@ class ConfigError(ValueError):
 
 def _check_same_flags(config: Any) -> None:
     """Processes with other numbers would train something that no single one would."""
-    own = tuple(field.name for field in dataclasses.fields(processes.Processes))
     first, *others = processes.gather(as_json(config))
     for index, other in enumerate(others, start=1):
-        if changed := _differences(first, other, free=("out", *own)):
+        if changed := _differences(first, other, free=("out", *processes.FREE)):
             raise ConfigError(
                 f"Process {index} was started with other flags than the first:\n"
                 + "\n".join(changed)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxdet.features import networks
 from jaxdet.features.networks import Network
+from jaxdet.systems.architectures import Architecture
 from jaxdet.training import checkpoints
 from jaxdet.weights import description, detectors, download, files, published, torchvision
 from jaxdet.weights.description import Description
@@ -65,8 +65,7 @@ def load(
     known = networks.PUBLISHED.get((key or "").partition(":")[0])
     network = dataclasses.replace(known or network, dropout=network.dropout)
     state_dict, texts = files.read(path)
-    if description.METADATA in texts:
-        found = description.from_metadata(json.loads(texts[description.METADATA]))
+    if (found := description.from_texts(texts)) is not None:
         shapes = detectors.variable_shapes(len(found.classes), found.architecture)
         variables = torchvision.from_state_dict(state_dict, shapes)
         return _inner(path, found, variables, dropout=network.dropout)
@@ -114,6 +113,64 @@ def begin_with(fresh: Any, pretrained: Pretrained, *, new_head: bool) -> Any:
             network = _grafted(network, fresh["params"]["network"], pretrained.network.last_layer)
         filled[collection] = {**fresh.get(collection, {}), "network": network}
     return filled
+
+
+def as_backbone(network: Network, architecture: Architecture) -> Architecture:
+    """Returns a detector's numbers with a classifier's network for its backbone.
+
+    Args:
+      network: Of the classifier.
+      architecture: All other numbers.
+
+    Raises:
+      ValueError: Where no detector has such a backbone.
+    """
+    if network.family == "mobilenet_v3_large":
+        return dataclasses.replace(architecture, backbone="mobilenet_v3_large")
+    if network.family != "resnet" or (network.groups, network.width_per_group) != (1, 64):
+        raise ValueError(
+            f"a backbone is a ResNet (18, 34, 50, 101, 152) or a mobilenet_v3_large. Got {network}"
+        )
+    return dataclasses.replace(
+        architecture, backbone="resnet", depth=network.depth, width=network.width
+    )
+
+
+def begin_backbone_with(fresh: Any, pretrained: Pretrained) -> tuple[Any, str]:
+    """Returns a detector's variables with a trained backbone, and a sentence on what it is of.
+
+    Stages that the classifier does not have stay as they are; its last layers are left out. The
+    statistics of its batch norms are taken whether the detector's norms are frozen or not.
+
+    Args:
+      fresh: Just drawn variables of a Faster R-CNN, with an architecture of `as_backbone`.
+      pretrained: The classifier.
+
+    Raises:
+      WeightsError: Names the tensors that do not fit.
+    """
+    bodies = {name: t["backbone"]["body"] for name, t in fresh.items() if "backbone" in t}
+    state_dict = {
+        name.removeprefix("features."): x  # As torchvision's MobileNets call them.
+        for name, x in torchvision.to_state_dict(pretrained.variables).items()
+    }
+    parts = {part for body in bodies.values() for part in body}
+    known = parts & {name.partition(".")[0] for name in state_dict}
+    like = {
+        name: {part: x for part, x in body.items() if part in known}
+        for name, body in bodies.items()
+    }
+    kept = {name: x for name, x in state_dict.items() if name.partition(".")[0] in known}
+    read = torchvision.from_state_dict(kept, like)
+    filled = {
+        name: {**t, "backbone": {**t["backbone"], "body": {**bodies[name], **read[name]}}}
+        if name in bodies
+        else t
+        for name, t in fresh.items()
+    }
+    new = ", ".join(sorted(parts - known))
+    text = f"The backbone is trained{f', but for {new}' if new else ''}; all else is new."
+    return filled, text
 
 
 def _grafted(tree: Mapping[str, Any], other: Mapping[str, Any], path: tuple[str, ...]) -> Any:

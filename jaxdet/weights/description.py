@@ -73,6 +73,18 @@ def to_metadata(description: Description) -> dict[str, Any]:
     return json.loads(json.dumps(fields))
 
 
+def from_texts(texts: Mapping[str, str]) -> Description | None:
+    """Returns the description in a safetensors file's texts, or None where there is none.
+
+    Args:
+      texts: By name.
+
+    Raises:
+      ValueError: As `from_metadata`.
+    """
+    return from_metadata(json.loads(texts[METADATA])) if METADATA in texts else None
+
+
 def from_metadata(metadata: Mapping[str, Any]) -> Description:
     """Returns the description that a checkpoint was written with.
 

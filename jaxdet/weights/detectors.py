@@ -88,10 +88,7 @@ def load(
         path = download.fetch(url, progress=progress)
     state_dict, texts = files.read(path)
     try:
-        if description.METADATA in texts:
-            found = description.from_metadata(json.loads(texts[description.METADATA]))
-        else:
-            found = describe(state_dict, file_name=path.name)
+        found = description.from_texts(texts) or describe(state_dict, file_name=path.name)
         found = _told(found, norm_epsilon, canvases, classes)
         shapes = variable_shapes(len(found.classes), found.architecture)
         return Detector(found, torchvision.from_state_dict(state_dict, shapes))

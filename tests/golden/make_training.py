@@ -28,11 +28,10 @@ STEPS, RATE, MOMENTUM, DECAY = 10, 3e-4, 0.9, 1e-4
 OPTIONS = {
     "min_size": 64,
     "max_size": 128,
-    "rpn_pre_nms_top_n_train": 1000,
-    "rpn_post_nms_top_n_train": 1000,
+    "rpn_pre_nms_top_n_train": 2000,
+    "rpn_post_nms_top_n_train": 2000,
     "rpn_nms_thresh": 1.0,
-    "rpn_batch_size_per_image": 1000,
-    "box_batch_size_per_image": 160,
+    "rpn_batch_size_per_image": 2000,
     "box_positive_fraction": 0.75,
 }
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
@@ -47,6 +46,7 @@ def detector(body, norm=None, **parts):
         4,
         rpn_anchor_generator=AnchorGenerator(sizes, ((1.0,),) * 4),
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2"], 7, 2),
+        box_batch_size_per_image=160,
         **parts,
         **OPTIONS,
     )
@@ -63,6 +63,13 @@ def second(depth=18):
     head = FastRCNNConvFCHead((256, 7, 7), [256], [1024], norm_layer=norm)
     body = getattr(resnet, f"resnet{depth}")()
     return detector(body, norm, rpn_head=RPNHead(256, 1, conv_depth=2), box_head=head)
+
+
+def published():
+    """`fasterrcnn_resnet50_fpn` as it is fine-tuned: all levels and anchors, stem and C2 frozen."""
+    body = resnet.resnet50(norm_layer=FrozenBatchNorm2d)
+    backbone = _resnet_fpn_extractor(body, 3)
+    return FasterRCNN(backbone, 4, box_batch_size_per_image=2000, **OPTIONS)
 
 
 def batch(name):
@@ -85,7 +92,9 @@ def train(model, name):
         found = model(*batch(name))
         optimizer.zero_grad()
         sum(found.values()).backward()
-        gradients = gradients or {n: p.grad.numpy().copy() for n, p in model.named_parameters()}
+        gradients = gradients or {
+            n: p.grad.numpy().copy() for n, p in model.named_parameters() if p.requires_grad
+        }
         optimizer.step()
         losses.append([found[name].item() for name in LOSSES])
     return np.array(losses), gradients, {n: t.numpy() for n, t in model.state_dict().items()}
@@ -93,7 +102,12 @@ def train(model, name):
 
 def main():
     arrays = {}
-    builders = {"first": first, "second": second, "resnet50": functools.partial(first, 50)}
+    builders = {
+        "first": first,
+        "second": second,
+        "resnet50": functools.partial(first, 50),
+        "published": published,
+    }
     for name, build in builders.items():
         model = build().double()
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}

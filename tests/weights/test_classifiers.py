@@ -1,5 +1,7 @@
 import dataclasses
+import functools
 
+import faster_rcnn_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from jaxdet.features import networks
 from jaxdet.features.networks import Network
 from jaxdet.structures import Images
-from jaxdet.systems import classifier, localizer
+from jaxdet.systems import architectures, classifier, localizer
 from jaxdet.systems.classifier import DetectOptions
 from jaxdet.systems.localizer import Architecture
 from jaxdet.training import checkpoints, state
@@ -157,3 +159,74 @@ def test_a_new_last_layer_deep_inside():
     assert begun == {
         "params": {"network": {"features": 1, "classifier": {"1": 2, "6": 6}}, "box_head": 7}
     }
+
+
+SMALL = architectures.Architecture(
+    depth=34, width=8, pyramid_features=8, head_features=8, n_frozen=0
+)
+
+
+@pytest.mark.parametrize(("norm", "n_stages"), [("batch", 4), ("frozen", 2)])
+def test_detectors_begin_with_a_classifier(norm, n_stages):
+    """Its own last layer, put on the detector's C3 or C5, says what the classifier says."""
+    network = Network(width=8, n_stages=n_stages)
+    inner = cases.drawn(detectors.variable_shapes(3, network))
+    spec = classifiers.as_backbone(network, dataclasses.replace(SMALL, norm=norm))
+    assert (spec.backbone, spec.depth, spec.width, spec.norm) == ("resnet", 18, 8, norm)
+    fresh = cases.drawn(detectors.variable_shapes(2, spec), seed=1)
+    begun, text = classifiers.begin_backbone_with(
+        fresh, classifiers.Pretrained(network, inner, ("a", "b", "c"))
+    )
+    assert jax.tree.structure(begun) == jax.tree.structure(fresh)
+    assert text == (
+        "The backbone is trained; all else is new."
+        if n_stages == 4
+        else "The backbone is trained, but for layer3, layer4; all else is new."
+    )
+    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 64, 3)), jnp.float32)
+    model = architectures.build(2, spec)
+    body = {name: t["backbone"]["body"] for name, t in begun.items() if "backbone" in t}
+    maps = jax.jit(functools.partial(model.backbone.body.apply, train=False))(
+        body, pixels, jnp.array([[64, 64]])
+    )
+    last = inner["params"]["network"]["fc"]
+    got = maps[n_stages - 1].mean((1, 2)) @ last["kernel"] + last["bias"][None]
+    logits = functools.partial(
+        networks.build(network, num_classes=3).apply, train=False, method="logits"
+    )
+    want = jax.jit(logits)({name: t["network"] for name, t in inner.items()}, pixels)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for part in ("rpn", "roi_heads"):
+        assert_equal(begun["params"][part], fresh["params"][part])
+    assert_equal(begun["params"]["backbone"]["fpn"], fresh["params"]["backbone"]["fpn"])
+
+
+def test_a_mobilenet_is_a_backbone():
+    """By torchvision's names of its tensors in both."""
+    network = networks.PUBLISHED["mobilenet_v3_large"]
+    inner = cases.drawn(detectors.variable_shapes(3, network))
+    spec = classifiers.as_backbone(network, architectures.MOBILENET_FPN)
+    fresh = cases.drawn(detectors.variable_shapes(2, spec), seed=1)
+    begun, _ = classifiers.begin_backbone_with(fresh, classifiers.Pretrained(network, inner, ()))
+    found = torchvision.to_state_dict(begun)
+    features = {
+        name.replace("features.", "backbone.body."): x
+        for name, x in torchvision.to_state_dict(inner).items()
+        if name.startswith("features.") and not name.endswith("num_batches_tracked")
+    }
+    assert len(features) > 100
+    for name, x in features.items():
+        np.testing.assert_array_equal(found[name], x, err_msg=name)
+
+
+def test_what_is_no_backbone_is_named():
+    with pytest.raises(ValueError, match="groups=32"):
+        classifiers.as_backbone(networks.PUBLISHED["resnext50_32x4d"], SMALL)
+    with pytest.raises(ValueError, match="vgg"):
+        classifiers.as_backbone(networks.PUBLISHED["vgg16"], SMALL)
+    network = Network(width=16, norm="group")
+    spec = classifiers.as_backbone(network, dataclasses.replace(SMALL, norm="batch"))
+    inner = cases.drawn(detectors.variable_shapes(3, network))
+    fresh = cases.drawn(detectors.variable_shapes(2, spec), seed=1)
+    with pytest.raises(ValueError, match=r"missing: bn1\.running_mean"):
+        classifiers.begin_backbone_with(fresh, classifiers.Pretrained(network, inner, ()))
