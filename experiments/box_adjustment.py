@@ -163,7 +163,9 @@ def main(config: Config) -> dict[str, float]:
         print(f"{n:5}  {metrics[f'iou_{n}']:8.3f}  {metrics[f'right_{n}']:10.3f}")
     draw_adjusted(config, model, variables, next(test_batches()), train.classes)
     figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
-    logging.write_results(config.out / "results.json", metrics, begun=begun, seed=options.seed)
+    logging.write_results(
+        config.out / "results.json", metrics, pictures=test.name, begun=begun, seed=options.seed
+    )
     return metrics
 
 

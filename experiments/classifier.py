@@ -231,7 +231,11 @@ def report(
     for name, value in metrics.items():
         print(f"{name} {value:.3f}")
     logging.write_results(
-        config.out / "results.json", metrics, begun=begun, seed=config.training.seed
+        config.out / "results.json",
+        metrics,
+        pictures=test.name,
+        begun=begun,
+        seed=config.training.seed,
     )
     return metrics
 

@@ -389,7 +389,11 @@ def report(config: Config, finder: predictor.Predictor, *, begun: float) -> dict
     figures.training_curves(config.out / "curves.png", logging.read_rows(config.out))
     print(coco.as_table(evaluation))
     logging.write_results(
-        config.out / "results.json", evaluation.metrics, begun=begun, seed=config.training.seed
+        config.out / "results.json",
+        evaluation.metrics,
+        pictures=test.name,
+        begun=begun,
+        seed=config.training.seed,
     )
     return evaluation.metrics
 

@@ -393,7 +393,11 @@ def report(
     print(coco.as_table(evaluation))
     metrics |= evaluation.metrics
     logging.write_results(
-        config.out / "results.json", metrics, begun=begun, seed=config.training.seed
+        config.out / "results.json",
+        metrics,
+        pictures=test.name,
+        begun=begun,
+        seed=config.training.seed,
     )
     return metrics
 

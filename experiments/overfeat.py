@@ -344,7 +344,11 @@ def report(
     text = json.dumps(table, indent=2) + "\n"
     logging.write_atomically(config.out / "table.json", text)
     logging.write_results(
-        config.out / "results.json", evaluation.metrics, begun=begun, seed=config.training.seed
+        config.out / "results.json",
+        evaluation.metrics,
+        pictures=test.name,
+        begun=begun,
+        seed=config.training.seed,
     )
     return evaluation.metrics
 

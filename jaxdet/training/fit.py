@@ -124,24 +124,29 @@ class Options:
                 f"{self.batch_size}"
             )
         span = self.profile_steps
-        for name, within in (
-            ("learning_rate", self.learning_rate > 0),
-            ("clip_norm", self.clip_norm is None or self.clip_norm > 0),
-            ("ema_decay", 0 <= self.ema_decay < 1),
-            ("evaluate_every", self.evaluate_every > 0),
-            ("checkpoint_every", self.checkpoint_every > 0),
-            ("log_every", self.log_every > 0),
-            ("profile_steps", span is None or 1 < span[0] <= span[1]),
-            ("weight_decay", self.weight_decay >= 0),
-            ("layer_decay", 0 < self.layer_decay <= 1),
-            ("explosion", self.explosion is None or self.explosion > 1),
+        for name, within, text in (
+            ("learning_rate", self.learning_rate > 0, "above 0"),
+            ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0, or None"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "0 or above, and below 1"),
+            ("weight_decay", self.weight_decay >= 0, "0 or above"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "above 0, and 1 at most"),
+            ("explosion", self.explosion is None or self.explosion > 1, "above 1, or None"),
             *(
-                (name, getattr(self, name) is None or getattr(self, name) > 0)
-                for name in ("patience", "minutes", "steps_now", "grace")
+                (name, getattr(self, name) > 0, "above 0")
+                for name in ("evaluate_every", "checkpoint_every", "log_every", "grace")
+            ),
+            *(
+                (name, getattr(self, name) is None or getattr(self, name) > 0, "above 0, or None")
+                for name in ("patience", "minutes", "steps_now")
+            ),
+            (
+                "profile_steps",
+                span is None or 1 < span[0] <= span[1],
+                "a first step above 1 and a last one not before it, or None",
             ),
         ):
             if not within:
-                raise ValueError(f"{name} is out of its range. Got {getattr(self, name)}")
+                raise ValueError(f"{name} must be {text}. Got {getattr(self, name)}")
 
 
 # What may differ when a run is gone on with, beside what a script names.

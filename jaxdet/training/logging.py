@@ -159,19 +159,26 @@ def seconds(*directories: str | pathlib.Path) -> float:
 
 
 def write_results(
-    path: str | pathlib.Path, metrics: Mapping[str, Any], *, begun: float, seed: int
+    path: str | pathlib.Path,
+    metrics: Mapping[str, Any],
+    *,
+    pictures: str,
+    begun: float,
+    seed: int,
 ) -> None:
     """Writes what came out of a run, and what it takes to run it again.
 
     Args:
       path: Of the file, such as `runs/x/results.json`.
       metrics: Final numbers by name.
+      pictures: Name of the source that they are of.
       begun: When the run began, by `time.perf_counter`; earlier if it was begun before.
       seed: Of the run.
     """
     names = ("jaxdet", "jax", "jaxlib", "flax", "optax", "numpy")
     results = {
         "metrics": _plain(metrics),
+        "pictures": pictures,
         "seconds": time.perf_counter() - begun,
         "seed": seed,
         "command": sys.argv,

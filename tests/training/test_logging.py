@@ -119,11 +119,12 @@ def test_results_say_how_to_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "smoke"])
     path = tmp_path / "new" / "results.json"
     begun = time.perf_counter() - 1.5
-    logging.write_results(path, {"ap": np.float32(0.25)}, begun=begun, seed=7)
+    logging.write_results(path, {"ap": np.float32(0.25)}, pictures="a:test", begun=begun, seed=7)
     results = json.loads(path.read_text())
     versions = results.pop("versions")
     assert results == {
         "metrics": {"ap": 0.25},
+        "pictures": "a:test",
         "seconds": pytest.approx(1.5, abs=0.5),
         "seed": 7,
         "command": ["train.py", "smoke"],
@@ -150,7 +151,9 @@ def test_nan_becomes_null(tmp_path):
     log.write(1, {"AP_large": float("nan"), "AP": 0.5})
     log.close()
     assert logging.read_rows(tmp_path) == [{"step": 1, "AP_large": None, "AP": 0.5}]
-    logging.write_results(tmp_path / "r.json", {"AP": float("nan")}, begun=0.0, seed=0)
+    logging.write_results(
+        tmp_path / "r.json", {"AP": float("nan")}, pictures="a", begun=0.0, seed=0
+    )
     text = (tmp_path / "r.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"AP": None}
 

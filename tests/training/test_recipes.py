@@ -234,8 +234,8 @@ def test_numbers_that_do_not_fit_stop_before_anything_is_read(monkeypatch, capsy
     [
         ({"n_parts": 0}, r"n_parts must divide batch_size \(of each device\)\. Got 0 and 8"),
         ({"n_parts": 3}, r"n_parts must divide batch_size \(of each device\)\. Got 3 and 8"),
-        ({"profile_steps": (1, 4)}, r"profile_steps is out of its range\. Got \(1, 4\)"),
-        ({"profile_steps": (5, 4)}, r"profile_steps is out of its range\. Got \(5, 4\)"),
+        ({"profile_steps": (1, 4)}, r"profile_steps must be a first step above 1 .* Got \(1, 4\)"),
+        ({"profile_steps": (5, 4)}, r"profile_steps must be a first step above 1 .* Got \(5, 4\)"),
     ],
 )
 def test_numbers_out_of_range_are_named(wrong, message):
