@@ -28,7 +28,6 @@ from jaxdet import feeds, predictor, reports
 from jaxdet.data import pipeline, selection, sources
 from jaxdet.data.augment import Augmentation
 from jaxdet.data.selection import Selection
-from jaxdet.features.networks import Network
 from jaxdet.metrics import coco
 from jaxdet.proposals.rpn import ProposalOptions, RPNTargets
 from jaxdet.systems import architectures, faster_rcnn
@@ -58,13 +57,13 @@ class Config:
     weights: Annotated[str, tyro.conf.arg(aliases=["--init-from"])] = ""
     """What to begin from: a published name, a file (.pth, .safetensors), or another run. Classes
     that it knows by name keep their part of the head, the others get a new one."""
-    backbone: str = ""
+    backbone: str | None = None
     """A trained classifier for the backbone to begin with, which then has its depth and width: a
-    published name (resnet50), a run of classifier.py, or a file, which is of --architecture.depth
-    and --architecture.width unless its name or itself says it. Published ones are used with
-    --architecture.norm frozen --architecture.n-frozen 2."""
+    published name (resnet50, mobilenet_v3_large), a file, or a run of classifier.py. As torchvision
+    does: --architecture.norm frozen --architecture.n-frozen 2; it learns more slowly than the rest
+    with --rates ^backbone/body/ 0.1."""
     fine_tune_rate: float = 1e-4
-    """In place of `learning_rate` where `weights` or a `backbone` are given."""
+    """In place of `learning_rate` where `weights` are given."""
     n_frozen: int | None = None
     """With `weights`: parts of the backbone that are not trained, 1 for the stem, 2 for C2 as well;
     as torchvision fine-tunes (or as the run was trained) if None."""
@@ -314,49 +313,49 @@ def read_beginning(config: Config) -> tuple[Config, Detector | Pretrained | None
         raise ValueError(f"--n-frozen must be 0 to 5. Got {config.n_frozen}.")
     if config.weights and config.backbone:
         raise ValueError("--weights are a whole detector: give them or --backbone, not both.")
-    if not (config.weights or config.backbone):
+    if not config.fine_tune_rate > 0:
+        raise ValueError(f"--fine-tune-rate must be above 0. Got {config.fine_tune_rate}.")
+    if config.backbone:
+        trained, spec = processes.on_first(functools.partial(read_backbone, config))
+        return dataclasses.replace(config, architecture=spec), trained
+    if not config.weights:
         return config, None
-    read = read_detector if config.weights else read_backbone
-    trained, architecture = processes.on_first(functools.partial(read, config))
+    # A run that is gone on with needs no weights but its own.
+    path = config.out if checkpoints.exist(config.out) else config.weights
+    trained = processes.on_first(functools.partial(read_detector, path, config.norm_epsilon))
+    spec = trained.description.architecture
+    if config.n_frozen is not None:
+        spec = dataclasses.replace(spec, n_frozen=config.n_frozen)
     rate = dataclasses.replace(config.training, learning_rate=config.fine_tune_rate)
-    print(f"The learning rate is --fine-tune-rate {config.fine_tune_rate}.")
-    return dataclasses.replace(config, architecture=architecture, training=rate), trained
-
-
-def read_detector(config: Config) -> tuple[Detector, Architecture]:
-    """Returns the detector that a run begins from, or went on to be, and its architecture."""
-    detector = detectors.load(
-        # A run that is gone on with needs no weights but its own.
-        config.out if checkpoints.exist(config.out) else config.weights,
-        norm_epsilon=config.norm_epsilon,
-        progress=download.show_progress,
+    print(
+        f"The weights were made for pictures of {trained.description.canvases}; here they have "
+        f"--canvases {config.canvases}. Larger ones find more, and take longer.\n"
+        f"The learning rate is --fine-tune-rate {config.fine_tune_rate}."
     )
+    return dataclasses.replace(config, architecture=spec, training=rate), trained
+
+
+def read_detector(path: str | pathlib.Path, norm_epsilon: float | None = None) -> Detector:
+    """Returns the Faster R-CNN of a run, a file or a published name."""
+    detector = detectors.load(path, norm_epsilon=norm_epsilon, progress=download.show_progress)
     architecture = detector.description.architecture
     if not isinstance(architecture, Architecture):
-        raise ValueError(f"{config.weights}: is a {name_of(architecture)}, no Faster R-CNN.")
-    if config.n_frozen is not None:
-        architecture = dataclasses.replace(architecture, n_frozen=config.n_frozen)
-    print(
-        f"The weights were made for pictures of {detector.description.canvases}; here they have "
-        f"--canvases {config.canvases}. Larger ones find more, and take longer."
-    )
-    return detector, architecture
+        raise ValueError(f"{path}: is a {name_of(architecture)}, no Faster R-CNN.")
+    return detector
 
 
 def read_backbone(config: Config) -> tuple[Pretrained | None, Architecture]:
-    """Returns the classifier that a run begins from, unless it has begun, and the architecture."""
+    """Returns the classifier that a run begins with, unless it has begun, and the architecture."""
     if checkpoints.exist(config.out):
-        own = detectors.load_checkpoint(config.out).description.architecture
-        names = ("backbone", "depth", "width")
+        own = read_detector(config.out).description.architecture
+        names = ("backbone", "depth", "width", "norm_epsilon")
         changed = {name: getattr(own, name) for name in names}
         return None, dataclasses.replace(config.architecture, **changed)
-    spec = config.architecture
-    network = Network(spec.backbone, depth=spec.depth, width=spec.width, n_stages=spec.n_stages)
-    pretrained = classifiers.load(config.backbone, network=network, progress=download.show_progress)
+    pretrained = classifiers.load(str(config.backbone), progress=download.show_progress)
     try:
         return pretrained, classifiers.as_backbone(pretrained.network, config.architecture)
     except ValueError as fault:
-        raise ValueError(f"{config.backbone}: {fault}") from fault
+        raise ValueError(f"{config.backbone}: {fault}.") from fault
 
 
 def begun_with(

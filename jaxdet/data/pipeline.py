@@ -281,14 +281,15 @@ def _drain(dataset: grain.IterDataset, n_workers: int) -> Iterator[Batch]:
     except GeneratorExit:
         raise
     except BaseException as error:  # Also a signal, wherever it finds this function.
+        patience = 0.0
         workers = workers or _started_since(others, n_workers)
         _explain_death(error, workers, n_workers)
-        patience = 0.0
         raise
     finally:
-        workers = workers or _started_since(others, n_workers)
         late = threading.Timer(patience, _kill, [workers])
-        if workers:  # Closing waits for the batches that they are at.
+        # Closing waits for the batches that they are at. At Python's end, where no thread starts
+        # any more, Grain has ended them.
+        if any(worker.is_alive() for worker in workers):
             late.start()
         batches.close()
         late.cancel()

@@ -19,6 +19,7 @@ from jaxdet.features.activations import relu
 from jaxdet.features.conv import Conv, ConvNorm
 from jaxdet.features.norm import BatchNorm, valid_mask, whole
 
+EPSILON = 1e-3  # Of norms.
 Norm = Callable[..., Any]
 
 
@@ -119,7 +120,7 @@ class MobileNetV3Features(nn.Module):
     stem: int
     """Channels of the first convolution."""
     settings: tuple[Setting, ...]
-    norm: Norm = functools.partial(BatchNorm, epsilon=1e-3, momentum=0.99)
+    norm: Norm = functools.partial(BatchNorm, epsilon=EPSILON, momentum=0.99)
     n_stages: int = 6
     """Maps that are made, from C0 on; layers after the last of them are left out."""
     n_frozen: int = 0

@@ -1,7 +1,7 @@
 """The training loop: resume, evaluation, checkpoints, and every way to stop."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -98,13 +98,17 @@ def run(
         raise ValueError(f"steps must not be below the checkpoint's {start}. Got {steps}")
     end = steps if limits.steps is None else min(steps, start + limits.steps)
 
-    with stop_signals(grace=limits.grace) as stops, journal.begin(start):
+    with (
+        stop_signals(grace=limits.grace) as stops,
+        journal.begin(start),
+        _closed_after(batches(start)) as data,
+    ):
         keeper = _Keeper(checkpoints, journal, stops)
         judge = _Judge(evaluation, log, keeper, misses=notes.get("misses", 0))
         if not notes.get("evaluated", True):
             with journal.aside():
                 state = judge(state)
-        data, votes = batches(start), processes.Votes()
+        votes = processes.Votes()
         for done in range(start + 1, end + 1):
             if judge.lost_patience:
                 break
@@ -133,6 +137,16 @@ def run(
         if received := [n for each in processes.gather(stops.received[:1]) for n in each]:
             raise Interrupted(int(state.step), received[0])
     return state
+
+
+@contextlib.contextmanager
+def _closed_after(data: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """An error keeps the frame that holds them, and so workers, until Python ends."""
+    try:
+        yield data
+    finally:
+        if isinstance(data, Generator):
+            data.close()
 
 
 class _Keeper:

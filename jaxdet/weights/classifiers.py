@@ -8,12 +8,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxdet.features import networks
+from jaxdet.features import mobilenet, networks
 from jaxdet.features.networks import Network
 from jaxdet.systems.architectures import Architecture
 from jaxdet.training import checkpoints
-from jaxdet.weights import description, detectors, download, files, published, torchvision
+from jaxdet.weights import (
+    description,
+    detectors,
+    download,
+    families,
+    files,
+    published,
+    torchvision,
+)
 from jaxdet.weights.description import Description
 from jaxdet.weights.tensor_pickle import WeightsError
 
@@ -40,7 +49,8 @@ def load(
       weights: A run that trained a classifier or a localizer of one box, or one of its
         checkpoints; the name of a published classifier; or a file: `.pth`, `.pt` or
         `.safetensors`.
-      network: Of a file that neither is a published one nor says it; its `dropout` holds for all.
+      network: Of a file that is not a published one, nor says it, nor shows it as ResNets and
+        MobileNets do; its `dropout` holds for all.
       progress: Of a download; see `download.fetch`.
 
     Raises:
@@ -62,9 +72,9 @@ def load(
             )
         key = published.full_name(str(weights))
         path = download.fetch(published.url(str(weights)), progress=progress)
-    known = networks.PUBLISHED.get((key or "").partition(":")[0])
-    network = dataclasses.replace(known or network, dropout=network.dropout)
     state_dict, texts = files.read(path)
+    known = networks.PUBLISHED.get((key or "").partition(":")[0]) or _shown(state_dict)
+    network = dataclasses.replace(known or network, dropout=network.dropout)
     if (found := description.from_texts(texts)) is not None:
         shapes = detectors.variable_shapes(len(found.classes), found.architecture)
         variables = torchvision.from_state_dict(state_dict, shapes)
@@ -77,6 +87,26 @@ def load(
     except ValueError as fault:
         raise WeightsError(f"{path}: {fault}") from fault
     return Pretrained(network, {k: {"network": tree} for k, tree in inner.items()}, ())
+
+
+def _shown(state_dict: Mapping[str, np.ndarray]) -> Network | None:
+    """The network that tensors are of, as far as they tell."""
+    found = torchvision.tidy(state_dict)
+    for last, size in (("16", "large"), ("12", "small")):
+        if f"features.{last}.0.weight" in found:
+            return networks.PUBLISHED[f"mobilenet_v3_{size}"]
+    depth, blocks = families.resnet(found)
+    stem, grouped = found.get("conv1.weight"), found.get("layer1.0.conv2.weight")
+    if depth is None or stem is None or grouped is None:
+        return None
+    return Network(
+        depth=depth,
+        width=len(stem),
+        n_stages=len(blocks),
+        groups=grouped.shape[0] // grouped.shape[1],
+        width_per_group=grouped.shape[1] * 64 // len(stem),
+        norm="batch" if "bn1.running_mean" in found else "group",
+    )
 
 
 def _inner(
@@ -123,13 +153,32 @@ def as_backbone(network: Network, architecture: Architecture) -> Architecture:
       architecture: All other numbers.
 
     Raises:
-      ValueError: Where no detector has such a backbone.
+      ValueError: Where no detector has such a backbone, where norms are of another kind, and where
+        stages that the classifier lacks would be frozen as they are drawn.
+
+    Departures:
+      A MobileNet's norms keep their epsilon of 1e-3, and so its maps are the classifier's;
+      torchvision's detectors have 1e-5.
     """
+    if (network.norm == "group") != (architecture.norm == "group"):
+        kinds = "group" if network.norm == "group" else "batch or frozen"
+        raise ValueError(
+            f"the architecture's norm must be {kinds}, as the classifier's. Got {architecture.norm}"
+        )
     if network.family == "mobilenet_v3_large":
-        return dataclasses.replace(architecture, backbone="mobilenet_v3_large")
+        return dataclasses.replace(
+            architecture, backbone="mobilenet_v3_large", norm_epsilon=mobilenet.EPSILON
+        )
     if network.family != "resnet" or (network.groups, network.width_per_group) != (1, 64):
         raise ValueError(
             f"a backbone is a ResNet (18, 34, 50, 101, 152) or a mobilenet_v3_large. Got {network}"
+        )
+    lacks = network.n_stages < architecture.n_stages
+    if lacks and (architecture.norm == "frozen" or architecture.n_frozen > 1 + network.n_stages):
+        raise ValueError(
+            f"the classifier has {network.n_stages} of {architecture.n_stages} stages: the others "
+            "cannot be frozen, nor their norms; give the architecture n_frozen of at most "
+            f"{1 + network.n_stages} and norm batch"
         )
     return dataclasses.replace(
         architecture, backbone="resnet", depth=network.depth, width=network.width
@@ -139,8 +188,9 @@ def as_backbone(network: Network, architecture: Architecture) -> Architecture:
 def begin_backbone_with(fresh: Any, pretrained: Pretrained) -> tuple[Any, str]:
     """Returns a detector's variables with a trained backbone, and a sentence on what it is of.
 
-    Stages that the classifier does not have stay as they are; its last layers are left out. The
-    statistics of its batch norms are taken whether the detector's norms are frozen or not.
+    Stages that the classifier does not have stay as they are, those that the detector does not
+    have are left out, and so are the last layers. Statistics of batch norms are taken whether the
+    detector's norms are frozen or not.
 
     Args:
       fresh: Just drawn variables of a Faster R-CNN, with an architecture of `as_backbone`.

@@ -26,15 +26,6 @@ from jaxdet.weights import description, download, families, files, published, to
 from jaxdet.weights.description import Description
 from jaxdet.weights.tensor_pickle import WeightsError
 
-# Blocks of the four stages, and whether the last convolution of one is its third.
-_DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
-    ((2, 2, 2, 2), False): 18,
-    ((3, 4, 6, 3), False): 34,
-    ((3, 4, 6, 3), True): 50,
-    ((3, 4, 23, 3), True): 101,
-    ((3, 8, 36, 3), True): 152,
-}
-
 
 class Detector(NamedTuple):
     """A detector, whole."""
@@ -188,7 +179,7 @@ def describe(state_dict: Mapping[str, np.ndarray], *, file_name: str = "") -> De
       WeightsError: Where it is none; says what it seems to be.
     """
     found = torchvision.tidy(state_dict)
-    count = functools.partial(_count, found)
+    count = functools.partial(families.count, found)
     scores = found.get("roi_heads.box_predictor.cls_score.weight")
     logits = found.get("rpn.head.cls_logits.weight")
     has_other_heads = any(n.startswith(("roi_heads.mask_", "roi_heads.keypoint_")) for n in found)
@@ -220,10 +211,6 @@ def describe(state_dict: Mapping[str, np.ndarray], *, file_name: str = "") -> De
     )
 
 
-def _count(names: Mapping[str, Any], pattern: str) -> int:
-    return len({match[1] for name in names if (match := re.fullmatch(pattern, name))})
-
-
 def _with_backbone(common: Architecture, found: Mapping[str, np.ndarray]) -> Architecture:
     replace = functools.partial(dataclasses.replace, common)
     if "backbone.body.16.0.weight" in found:
@@ -231,13 +218,9 @@ def _with_backbone(common: Architecture, found: Mapping[str, np.ndarray]) -> Arc
         return replace(
             backbone=like.backbone, n_frozen=like.n_frozen, anchor_sizes=like.anchor_sizes
         )
-    stages = tuple(
-        _count(found, rf"backbone\.body\.layer{i}\.(\d+)\.conv1\.weight") for i in range(1, 5)
-    )
-    bottleneck = "backbone.body.layer1.0.conv3.weight" in found
+    depth, stages = families.resnet(found, prefix="backbone.body.")
     stem = found.get("backbone.body.conv1.weight")
-    depth = _DEPTHS.get((stages, bottleneck))
-    if depth is None or stem is None:
+    if depth is None or len(stages) < 4 or stem is None:
         raise WeightsError(
             f"a backbone with stages of {stages} blocks is not known here; it seems to be "
             f"{families.describe(found)}."

@@ -1,6 +1,8 @@
-"""What a state dict is of, told by its tensors' names: for messages."""
+"""What a state dict is of, told by its tensors."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
+from typing import Literal
 
 # (a name begins with all of these, what that is); the first that fits.
 _FAMILIES = (
@@ -20,6 +22,39 @@ _FAMILIES = (
     (("inception3a.",), "a GoogLeNet classifier"),
     (("features.", "classifier."), "a classifier of torchvision (VGG, AlexNet, MobileNet, ...)"),
 )
+
+
+Depth = Literal[18, 34, 50, 101, 152]
+# Blocks of the four stages, and whether the last convolution of one is its third.
+_RESNETS: dict[Depth, tuple[tuple[int, ...], bool]] = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """Returns how many different first groups of a pattern there are among names."""
+    return len({match[1] for name in names if (match := re.fullmatch(pattern, name))})
+
+
+def resnet(names: Collection[str], *, prefix: str = "") -> tuple[Depth | None, tuple[int, ...]]:
+    """Returns the depth of a ResNet, or None for another one, and the blocks of each stage.
+
+    Args:
+      names: Of a state dict.
+      prefix: What comes before `layer1`.
+    """
+    before = re.escape(prefix)
+    stages = [count(names, rf"{before}layer{i}\.(\d+)\.conv1\.weight") for i in range(1, 5)]
+    blocks = tuple(n for n in stages if n)
+    third = f"{prefix}layer1.0.conv3.weight" in names
+    for depth, (known, has_third) in _RESNETS.items():
+        if blocks and known[: len(blocks)] == blocks and has_third == third:
+            return depth, blocks
+    return None, blocks
 
 
 def describe(names: Iterable[str]) -> str:

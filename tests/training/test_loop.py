@@ -260,6 +260,24 @@ def test_a_signal_to_a_run_and_its_workers_loses_nothing(tmp_path):
     assert checkpoints.read_metadata(tmp_path / "checkpoints/last")["step"] == 5
 
 
+WITH_AN_ERROR = WITH_WORKERS.replace(
+    "checkpoint_every=100,", "step=test_loop.failing, checkpoint_every=100,"
+)
+
+
+def failing(state, batch):
+    if int(state.step) == 2:
+        raise RuntimeError("out of memory")
+    return toy.parallel_step()(state, batch)
+
+
+def test_an_error_beside_stuck_workers_ends_the_process(tmp_path):
+    """The traceback holds on to the data until Python ends, where no thread starts any more."""
+    command = [sys.executable, "-c", WITH_AN_ERROR, tmp_path, pathlib.Path(__file__).parent]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1 and "RuntimeError: out of memory" in ended.stderr
+
+
 def test_killed_between_an_evaluation_and_its_checkpoint(whole, tmp_path, monkeypatch):
     """What the evaluation wrote is forgotten, and written again."""
     write = logging.MetricsLog.write

@@ -109,8 +109,11 @@ def test_googlenets_other_classifiers_are_left_out(tmp_path, trained):
 
 
 def test_what_does_not_fit_is_named(weights_file, tmp_path):
-    with pytest.raises(ValueError, match=r"layer3\.0\.conv1"):
-        classifiers.load(weights_file, network=Network(width=8, n_stages=3))
+    state_dict, _ = files.read(weights_file)
+    del state_dict["bn1.weight"]
+    files.write(tmp_path / "cut.safetensors", state_dict)
+    with pytest.raises(ValueError, match=r"missing: bn1\.weight \[8\]"):
+        classifiers.load(tmp_path / "cut.safetensors", network=NETWORK)
     with pytest.raises(ValueError, match="resnet18"):
         classifiers.load("resnet19")
 
@@ -162,71 +165,94 @@ def test_a_new_last_layer_deep_inside():
 
 
 SMALL = architectures.Architecture(
-    depth=34, width=8, pyramid_features=8, head_features=8, n_frozen=0
+    depth=34, width=16, norm="batch", pyramid_features=8, head_features=8, n_frozen=0
 )
+MOBILENET = dataclasses.replace(SMALL, anchor_sizes=((32.0,),) * 3)
 
 
-@pytest.mark.parametrize(("norm", "n_stages"), [("batch", 4), ("frozen", 2)])
-def test_detectors_begin_with_a_classifier(norm, n_stages):
-    """Its own last layer, put on the detector's C3 or C5, says what the classifier says."""
-    network = Network(width=8, n_stages=n_stages)
+@pytest.mark.parametrize(
+    ("network", "architecture", "new"),
+    [
+        (Network(width=8), SMALL, ""),
+        (Network(width=8), dataclasses.replace(SMALL, norm="frozen", n_frozen=2), ""),
+        (Network(width=16, norm="group"), dataclasses.replace(SMALL, norm="group"), ""),
+        (Network(width=8, n_stages=2), SMALL, ", but for layer3, layer4"),
+        (networks.PUBLISHED["mobilenet_v3_large"], MOBILENET, ""),
+    ],
+)
+def test_detectors_begin_with_a_classifier(network, architecture, new):
+    """Its own last layers, put on the detector's maps, say what the classifier says."""
     inner = cases.drawn(detectors.variable_shapes(3, network))
-    spec = classifiers.as_backbone(network, dataclasses.replace(SMALL, norm=norm))
-    assert (spec.backbone, spec.depth, spec.width, spec.norm) == ("resnet", 18, 8, norm)
+    spec = classifiers.as_backbone(network, architecture)
     fresh = cases.drawn(detectors.variable_shapes(2, spec), seed=1)
     begun, text = classifiers.begin_backbone_with(
         fresh, classifiers.Pretrained(network, inner, ("a", "b", "c"))
     )
     assert jax.tree.structure(begun) == jax.tree.structure(fresh)
-    assert text == (
-        "The backbone is trained; all else is new."
-        if n_stages == 4
-        else "The backbone is trained, but for layer3, layer4; all else is new."
-    )
+    assert text == f"The backbone is trained{new}; all else is new."
+
     pixels = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 64, 3)), jnp.float32)
-    model = architectures.build(2, spec)
     body = {name: t["backbone"]["body"] for name, t in begun.items() if "backbone" in t}
-    maps = jax.jit(functools.partial(model.backbone.body.apply, train=False))(
-        body, pixels, jnp.array([[64, 64]])
-    )
-    last = inner["params"]["network"]["fc"]
-    got = maps[n_stages - 1].mean((1, 2)) @ last["kernel"] + last["bias"][None]
-    logits = functools.partial(
-        networks.build(network, num_classes=3).apply, train=False, method="logits"
-    )
-    want = jax.jit(logits)({name: t["network"] for name, t in inner.items()}, pixels)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
+    maps = jax.jit(functools.partial(architectures.build(2, spec).backbone.body.apply, train=False))
+    model = networks.build(network, num_classes=3)
+    own = {name: t["network"] for name, t in inner.items()}
+    found = maps(body, pixels, jnp.array([[64, 64]]))[: network.n_stages]
+    if network.family != "resnet":
+        found = maps(body, pixels, jnp.array([[64, 64]]))
+    _, got = model.apply(own, found, train=False, method="head")
+    logits = jax.jit(functools.partial(model.apply, train=False, method="logits"))
+    np.testing.assert_allclose(got, logits(own, pixels), rtol=1e-4, atol=1e-6)
     for part in ("rpn", "roi_heads"):
         assert_equal(begun["params"][part], fresh["params"][part])
     assert_equal(begun["params"]["backbone"]["fpn"], fresh["params"]["backbone"]["fpn"])
 
 
-def test_a_mobilenet_is_a_backbone():
-    """By torchvision's names of its tensors in both."""
-    network = networks.PUBLISHED["mobilenet_v3_large"]
+def test_stages_that_a_detector_does_not_have_are_left_out():
+    network = Network(width=8)
     inner = cases.drawn(detectors.variable_shapes(3, network))
-    spec = classifiers.as_backbone(network, architectures.MOBILENET_FPN)
+    three = dataclasses.replace(SMALL, n_stages=3, anchor_sizes=((32.0,),) * 3)
+    spec = classifiers.as_backbone(network, three)
     fresh = cases.drawn(detectors.variable_shapes(2, spec), seed=1)
     begun, _ = classifiers.begin_backbone_with(fresh, classifiers.Pretrained(network, inner, ()))
-    found = torchvision.to_state_dict(begun)
-    features = {
-        name.replace("features.", "backbone.body."): x
-        for name, x in torchvision.to_state_dict(inner).items()
-        if name.startswith("features.") and not name.endswith("num_batches_tracked")
-    }
-    assert len(features) > 100
-    for name, x in features.items():
-        np.testing.assert_array_equal(found[name], x, err_msg=name)
+    body = begun["params"]["backbone"]["body"]
+    assert set(body) == {"conv1", "bn1", "layer1", "layer2", "layer3"}
+    assert_equal(body, {name: inner["params"]["network"][name] for name in body})
 
 
-def test_what_is_no_backbone_is_named():
-    with pytest.raises(ValueError, match="groups=32"):
-        classifiers.as_backbone(networks.PUBLISHED["resnext50_32x4d"], SMALL)
-    with pytest.raises(ValueError, match="vgg"):
-        classifiers.as_backbone(networks.PUBLISHED["vgg16"], SMALL)
-    network = Network(width=16, norm="group")
-    spec = classifiers.as_backbone(network, dataclasses.replace(SMALL, norm="batch"))
-    inner = cases.drawn(detectors.variable_shapes(3, network))
-    fresh = cases.drawn(detectors.variable_shapes(2, spec), seed=1)
-    with pytest.raises(ValueError, match=r"missing: bn1\.running_mean"):
-        classifiers.begin_backbone_with(fresh, classifiers.Pretrained(network, inner, ()))
+@pytest.mark.parametrize(
+    ("network", "changes", "words"),
+    [
+        (networks.PUBLISHED["resnext50_32x4d"], {}, "groups=32"),
+        (networks.PUBLISHED["vgg16"], {}, "vgg"),
+        (Network(norm="group"), {}, "must be group, as the classifier's. Got batch"),
+        (Network(), {"norm": "group"}, "must be batch or frozen"),
+        (Network(n_stages=3), {"norm": "frozen"}, "3 of 4 stages"),
+        (Network(n_stages=3), {"n_frozen": 5}, "n_frozen of at most 4"),
+    ],
+)
+def test_what_is_no_backbone_is_said_to(network, changes, words):
+    with pytest.raises(ValueError, match=words):
+        classifiers.as_backbone(network, dataclasses.replace(SMALL, **changes))
+
+
+SHOWN = (
+    *("resnet18", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2"),
+    *("mobilenet_v3_large", "mobilenet_v3_small"),
+)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        *(networks.PUBLISHED[name] for name in SHOWN),
+        Network(width=16, n_stages=3, norm="group"),
+    ],
+)
+def test_tensors_show_which_network_they_are_of(network, tmp_path):
+    """As far as names and shapes go: the file holds nothing but zeros."""
+    shapes = detectors.variable_shapes(3, network)
+    zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes)
+    path = tmp_path / "mine.safetensors"
+    files.write(path, torchvision.to_state_dict(zeros))
+    found = classifiers.load(path, network=Network(depth=152, dropout=0.5))
+    assert found.network == dataclasses.replace(network, dropout=0.5)
