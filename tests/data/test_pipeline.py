@@ -245,7 +245,8 @@ def test_a_worker_that_never_gave_a_batch_is_named_too():
 
 def test_signals_to_all_processes_are_left_to_the_first():
     read = pipeline.iterate(make(rich_source()), threads=1, workers=2)
-    next(read)
+    for _ in range(2):  # Each worker gives one in turn, so both have begun.
+        next(read)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGINT)
         os.kill(worker.pid, signal.SIGTERM)
