@@ -73,16 +73,16 @@ def load(
         key = published.full_name(str(weights))
         path = download.fetch(published.url(str(weights)), progress=progress)
     state_dict, texts = files.read(path)
-    known = networks.PUBLISHED.get((key or "").partition(":")[0]) or _shown(state_dict)
-    network = dataclasses.replace(known or network, dropout=network.dropout)
     if (found := description.from_texts(texts)) is not None:
         shapes = detectors.variable_shapes(len(found.classes), found.architecture)
         variables = torchvision.from_state_dict(state_dict, shapes)
         return _inner(path, found, variables, dropout=network.dropout)
-    last = ".".join((*network.last_layer, "bias"))
-    kept = {k: x for k, x in state_dict.items() if not k.startswith(("aux1.", "aux2."))}
-    count = len(kept[last]) if last in kept else IMAGENET_CLASSES
     try:
+        known = networks.PUBLISHED.get((key or "").partition(":")[0]) or _shown(state_dict)
+        network = dataclasses.replace(known or network, dropout=network.dropout)
+        last = ".".join((*network.last_layer, "bias"))
+        kept = {k: x for k, x in state_dict.items() if not k.startswith(("aux1.", "aux2."))}
+        count = len(kept[last]) if last in kept else IMAGENET_CLASSES
         inner = torchvision.from_state_dict(kept, _variable_shapes(network, count))
     except ValueError as fault:
         raise WeightsError(f"{path}: {fault}") from fault
@@ -96,8 +96,9 @@ def _shown(state_dict: Mapping[str, np.ndarray]) -> Network | None:
         if f"features.{last}.0.weight" in found:
             return networks.PUBLISHED[f"mobilenet_v3_{size}"]
     depth, blocks = families.resnet(found)
-    stem, grouped = found.get("conv1.weight"), found.get("layer1.0.conv2.weight")
-    if depth is None or stem is None or grouped is None:
+    none = np.zeros(())
+    stem, grouped = (found.get(name, none) for name in ("conv1.weight", "layer1.0.conv2.weight"))
+    if depth is None or any(x.ndim != 4 or not x.size for x in (stem, grouped)):
         return None
     return Network(
         depth=depth,

@@ -114,6 +114,14 @@ def test_what_does_not_fit_is_named(weights_file, tmp_path):
     files.write(tmp_path / "cut.safetensors", state_dict)
     with pytest.raises(ValueError, match=r"missing: bn1\.weight \[8\]"):
         classifiers.load(tmp_path / "cut.safetensors", network=NETWORK)
+    state_dict["layer1.0.conv2.weight"] = np.zeros(3, np.float32)
+    files.write(tmp_path / "flat.safetensors", state_dict)
+    with pytest.raises(ValueError, match=r"flat\.safetensors: .*\n(.*\n)*.*conv2\.weight is \[3\]"):
+        classifiers.load(tmp_path / "flat.safetensors", network=NETWORK)
+    state_dict |= {"module.fc.bias": state_dict["fc.bias"]}
+    files.write(tmp_path / "twice.safetensors", state_dict)
+    with pytest.raises(ValueError, match=r"twice\.safetensors: fc\.bias is there twice"):
+        classifiers.load(tmp_path / "twice.safetensors", network=NETWORK)
     with pytest.raises(ValueError, match="resnet18"):
         classifiers.load("resnet19")
 
@@ -196,9 +204,9 @@ def test_detectors_begin_with_a_classifier(network, architecture, new):
     maps = jax.jit(functools.partial(architectures.build(2, spec).backbone.body.apply, train=False))
     model = networks.build(network, num_classes=3)
     own = {name: t["network"] for name, t in inner.items()}
-    found = maps(body, pixels, jnp.array([[64, 64]]))[: network.n_stages]
-    if network.family != "resnet":
-        found = maps(body, pixels, jnp.array([[64, 64]]))
+    found = maps(body, pixels, jnp.array([[64, 64]]))
+    if network.family == "resnet":
+        found = found[: network.n_stages]
     _, got = model.apply(own, found, train=False, method="head")
     logits = jax.jit(functools.partial(model.apply, train=False, method="logits"))
     np.testing.assert_allclose(got, logits(own, pixels), rtol=1e-4, atol=1e-6)
